@@ -1,0 +1,99 @@
+// One vector of floats as wide as the instruction set allows, by GCC's vector extensions: the same source for every ISA.
+// Arithmetic, comparison and ?: work on the types themselves; this adds what the language does not have.
+#pragma once
+
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+
+namespace FA_ISA {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
+typedef uint32_t vu __attribute__((vector_size(4 * W)));
+
+#define FA_INLINE static inline __attribute__((always_inline))
+
+FA_INLINE vf splat(float x) { return x - vf{}; }
+
+FA_INLINE vf load(const float *p) {
+  vf v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+FA_INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+
+/// The first n < W floats; `fill` in the other lanes.
+FA_INLINE vf load_part(const float *p, int n, float fill = 0) {
+  vf v = splat(fill);
+  for (int i = 0; i < W; i++) {
+    if (i < n) v[i] = p[i];
+  }
+  return v;
+}
+
+FA_INLINE void store_part(float *p, vf v, int n) {
+  for (int i = 0; i < W; i++) {
+    if (i < n) p[i] = v[i];
+  }
+}
+
+FA_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
+FA_INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
+
+/// Sum of the lanes, in a fixed order for each width.
+FA_INLINE float hsum(vf v) {
+  float x[W];
+  store(x, v);
+  for (int half = W / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; i++) x[i] += x[i + half];
+  }
+  return x[0];
+}
+
+FA_INLINE float hmax(vf v) {
+  float x[W];
+  store(x, v);
+  for (int half = W / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+  }
+  return x[0];
+}
+
+/// e^x to about 1 ulp. Below -86.9 (results under 1.8e-38) it gives 0, above 88.72 inf; NaN stays NaN.
+FA_INLINE vf vexp(vf x) {
+  const vf low = splat(-86.9f), high = splat(88.7228394f);
+  const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
+  vf c = x < low ? low : x;
+  c = c > high ? high : c;
+  vf t = c * 1.44269504f + magic;
+  vf n = t - magic;
+  vf r = c - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.f;
+  // 2^(n - 1), doubled afterwards: 2^128 itself is no float.
+  vi exponent = ((vi)t - (vi)magic + 126) << 23;
+  vf y = p * (vf)exponent * 2.f;
+  y = x < low ? splat(0.f) : y;
+  return x > high ? splat(__builtin_inff()) : y;
+}
+
+/// Threads worth starting for `work` elementary operations (about 1 ns each): a region costs a few microseconds.
+FA_INLINE int threads_for(double work) { return work < 30000 ? 1 : omp_get_max_threads(); }
+
+}  // namespace FA_ISA
