@@ -1,0 +1,14 @@
+// The backward pass on Hopper.
+#include "hopper.cuh"
+
+namespace fa::hopper {
+
+bool backward_supported(const fa_ctx *, const fa_attention_args &) { return false; }
+
+int64_t backward_workspace_bytes(const fa_ctx *, const fa_attention_args &) { return 0; }
+
+fa_status backward(fa_ctx *ctx, const fa_attention_args &) {
+  return fail(ctx, FA_UNSUPPORTED, "no Hopper kernel for this shape");
+}
+
+}  // namespace fa::hopper
