@@ -1,8 +1,11 @@
 // Philox4x32-7 (Salmon et al. 2011), in the two forms that cuda/flashattn.h defines: eight 16-bit values per counter.
-// The loops run over independent counters, so that the compiler turns them into vectors.
+// Independent counters fill the lanes of a vector.
 #pragma once
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "simd.hpp"
 
@@ -18,24 +21,56 @@ FA_INLINE PhiloxKey philox_key(uint64_t seed, uint64_t step) {
   return {(uint32_t)key, (uint32_t)(key >> 32)};
 }
 
-/// Seven rounds over N counters at once, in place.
+/// The two halves of the 64-bit products m * x. (Left to itself, GCC multiplies 64 by 64 bits.)
+FA_INLINE void multiply_wide(vu x, uint32_t m, vu &high, vu &low) {
+#if defined(__AVX2__)
+  typedef uint64_t wide __attribute__((vector_size(4 * W)));
+  wide even, odd, a = (wide)x;
+#if defined(__AVX512F__)
+  __m512i f = (__m512i)(vu{} + m);
+  even = (wide)_mm512_maskz_mul_epu32(0xff, (__m512i)a, f);
+  odd = (wide)_mm512_maskz_mul_epu32(0xff, (__m512i)(a >> 32), f);
+#else
+  __m256i f = (__m256i)(vu{} + m);
+  even = (wide)_mm256_mul_epu32((__m256i)a, f);
+  odd = (wide)_mm256_mul_epu32((__m256i)(a >> 32), f);
+#endif
+  high = (vu)((even >> 32) | (odd & 0xffffffff00000000u));
+  low = (vu)((even & 0xffffffffu) | (odd << 32));
+#else
+  for (int l = 0; l < W; l++) {
+    uint64_t product = (uint64_t)m * x[l];
+    high[l] = (uint32_t)(product >> 32);
+    low[l] = (uint32_t)product;
+  }
+#endif
+}
+
+/// Seven rounds over N counters at once (N a multiple of 16), in place.
 template <int N>
-FA_INLINE void philox_rounds(PhiloxKey key, uint32_t *__restrict x0, uint32_t *__restrict x1, uint32_t *__restrict x2,
-                             uint32_t *__restrict x3) {
-  uint32_t k0 = key.low, k1 = key.high;
-  for (int round = 0; round < 7; round++) {
-    for (int l = 0; l < N; l++) {
-      uint64_t p0 = (uint64_t)0xD2511F53u * x0[l];
-      uint64_t p1 = (uint64_t)0xCD9E8D57u * x2[l];
-      uint32_t y0 = (uint32_t)(p1 >> 32) ^ x1[l] ^ k0;
-      uint32_t y2 = (uint32_t)(p0 >> 32) ^ x3[l] ^ k1;
-      x0[l] = y0;
-      x1[l] = (uint32_t)p1;
-      x2[l] = y2;
-      x3[l] = (uint32_t)p0;
+FA_INLINE void philox_rounds(PhiloxKey key, uint32_t *x0, uint32_t *x1, uint32_t *x2, uint32_t *x3) {
+  for (int at = 0; at < N; at += W) {
+    vu c0, c1, c2, c3;
+    memcpy(&c0, x0 + at, sizeof c0);
+    memcpy(&c1, x1 + at, sizeof c1);
+    memcpy(&c2, x2 + at, sizeof c2);
+    memcpy(&c3, x3 + at, sizeof c3);
+    uint32_t k0 = key.low, k1 = key.high;
+    for (int round = 0; round < 7; round++) {
+      vu high0, low0, high1, low1;
+      multiply_wide(c0, 0xD2511F53u, high0, low0);
+      multiply_wide(c2, 0xCD9E8D57u, high1, low1);
+      c0 = high1 ^ c1 ^ k0;
+      c1 = low1;
+      c2 = high0 ^ c3 ^ k1;
+      c3 = low0;
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
     }
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    memcpy(x0 + at, &c0, sizeof c0);
+    memcpy(x1 + at, &c1, sizeof c1);
+    memcpy(x2 + at, &c2, sizeof c2);
+    memcpy(x3 + at, &c3, sizeof c3);
   }
 }
 
@@ -54,12 +89,12 @@ static inline void philox_elements(PhiloxKey key, uint32_t site, uint64_t group,
     x[3][l] = 0;
   }
   philox_rounds<G>(key, x[0], x[1], x[2], x[3]);
+  alignas(64) uint32_t words[4 * G];
   for (int l = 0; l < G; l++) {
-    for (int w = 0; w < 4; w++) {
-      values[8 * l + 2 * w] = (uint16_t)x[w][l];
-      values[8 * l + 2 * w + 1] = (uint16_t)(x[w][l] >> 16);
-    }
+    for (int w = 0; w < 4; w++) words[4 * l + w] = x[w][l];
   }
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the low half of a word is its first value");
+  memcpy(values, words, sizeof words);
 }
 
 /// The 16-bit values of scores (i, j), 16 * tile_i <= i < 16 * tile_i + 16, 32 * tile_j <= j < 32 * tile_j + 32, of head
@@ -77,10 +112,10 @@ static inline void philox_scores(PhiloxKey key, uint32_t site, uint32_t plane, u
     philox_rounds<16>(key, x[0] + part, x[1] + part, x[2] + part, x[3] + part);
   }
   for (int w = 0; w < 4; w++) {
-    for (int l = 0; l < 64; l++) {
-      uint16_t *row = values[w / 2 * 8 + l / 8] + w % 2 * 16 + l % 8;
-      row[0] = (uint16_t)x[w][l];
-      row[8] = (uint16_t)(x[w][l] >> 16);
+    for (int r = 0; r < 8; r++) {
+      uint16_t *row = values[w / 2 * 8 + r] + w % 2 * 16;
+      for (int l = 0; l < 8; l++) row[l] = (uint16_t)x[w][8 * r + l];
+      for (int l = 0; l < 8; l++) row[8 + l] = (uint16_t)(x[w][8 * r + l] >> 16);
     }
   }
 }

@@ -1,0 +1,31 @@
+// Attention on the CPU: chooses the form, and says how much memory each needs.
+
+#include "attention_common.hpp"
+
+namespace FA_ISA {
+
+void attention_sizes(const fa_attention_args &a, int64_t *sizes) {
+  sizes[0] = sizes[1] = sizes[2] = 0;
+  if (a.form == FA_DOTSCALE) {
+    // The matrix of scores: P for the backward pass, and there its gradient.
+    sizes[1] = sizes[2] = (int64_t)a.B * a.H * a.max_q * a.max_k * (int64_t)sizeof(float);
+  } else {
+    sizes[2] = (int64_t)a.H * a.rows_q * (int64_t)sizeof(float);  // delta of each row
+  }
+}
+
+void attention_forward(const fa_attention_args &a) {
+  clear_forward_gaps(a);
+  if (a.form == FA_DOTSCALE) return dotscale_forward(a);
+  if (a.form == FA_FLASH) return flash_forward(a);
+  imp_flash_forward(a);
+}
+
+void attention_backward(const fa_attention_args &a) {
+  clear_backward_gaps(a);
+  if (a.form == FA_DOTSCALE) return dotscale_backward(a);
+  if (a.form == FA_FLASH) return flash_backward(a);
+  imp_flash_backward(a);
+}
+
+}  // namespace FA_ISA
