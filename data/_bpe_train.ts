@@ -72,7 +72,9 @@ class PairHeap {
     this.#swap(0, this.#pair.length - 1);
     this.#pair.pop();
     this.#count.pop();
-    for (let parent = 0, size = this.#pair.length;;) {
+    const size = this.#pair.length;
+    let parent = 0;
+    while (true) {
       const first = 2 * parent + 1;
       if (first >= size) break;
       const child = first + 1 < size && this.#above(first + 1, first) ? first + 1 : first;
