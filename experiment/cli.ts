@@ -126,7 +126,7 @@ export function exitCodeOf(error: unknown): number {
   if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotCapable) {
     return EXIT.environment;
   }
-  if (/os error (28|30)\b|ENOSPC|EROFS/.test(error.message)) return EXIT.environment;
+  if (/os error (27|28|30|122)\b|ENOSPC|EROFS|EFBIG|EDQUOT/.test(error.message)) return EXIT.environment;
   return EXIT.user;
 }
 
