@@ -1,0 +1,263 @@
+/**
+ * `deno task bench`: times what this suite computes, checks it, and prints tables.
+ *
+ * `--what sweep` (the default) runs the three attention forms over the sequence lengths; `gemm` and `kernels` the rest of
+ * the library; `step` whole training steps; `decode` translation. Exit code 1 where a result is wrong.
+ *
+ * @module
+ */
+
+import { Option } from "@commander-js/extra-typings";
+import { createCommand, integer, note, number, print, runMain, UsageError } from "../experiment/cli.ts";
+import { ATTENTION_FORMS, type AttentionForm, Context } from "../ffi/mod.ts";
+import { benchGemm, benchKernels, type KernelSizes } from "./kernels.ts";
+import { runPeer } from "./peers.ts";
+import {
+  ATTENTION_COLUMNS,
+  attentionFlops,
+  type AttentionRow,
+  describeMachine,
+  table,
+  writeCsv,
+} from "./results.ts";
+import { sweep, type SweepOptions, type SweepResult } from "./sweep.ts";
+import type { TimingOptions } from "./timing.ts";
+
+const LENGTHS = [200, 400, 800, 1000, 2000];
+const GPU_EPOCHS = 1000;
+const CPU_BOX_SECONDS = 5;
+const KINDS = ["sweep", "gemm", "kernels"] as const;
+
+const COMMAND = createCommand(
+  "bench",
+  "Time the attention forms over the sequence lengths, and the rest of the library",
+)
+  .addOption(new Option("--what <kind>", "what to time").choices(KINDS).default("sweep" as const))
+  .addOption(
+    new Option("--attn <form>", "one form, or all").choices([...ATTENTION_FORMS, "all"] as const)
+      .default("all" as const),
+  )
+  .addOption(
+    new Option("--attn_type <form>", "the same").choices([...ATTENTION_FORMS, "all"] as const).hideHelp(),
+  )
+  .option("--epochs <n>", "repetitions of each (default: 1000 on a GPU, time-boxed on the CPU)", integer(1))
+  .option("--seq_len <L>", "one length instead of 200 400 800 1000 2000", integer(1))
+  .addOption(
+    new Option("--mask <mask>", "none, causal or both").choices(["none", "causal", "both"] as const),
+  )
+  .addOption(
+    new Option("--pass <pass>", "forward, backward or both").choices(
+      ["forward", "backward", "both"] as const,
+    ),
+  )
+  .option("--batch <B>", "sequences", integer(1), 32)
+  .option("--heads <H>", "heads", integer(1), 8)
+  .option("--dim <D>", "head dimension", integer(8), 64)
+  .option("--grid", "the FlashAttention papers' grid instead: B L = 16384, H D = 2048, L 512 to 16384")
+  .option("--deterministic", "the deterministic backward pass")
+  .option("--box <s>", "seconds for each measurement at most (0: no limit)", number(0))
+  .addOption(
+    new Option("--device <device>", "where").choices(["auto", "cpu", "cuda"] as const).default(
+      "auto" as const,
+    ),
+  )
+  .option("--peers", "PyTorch's eager, FlashAttention-2 and cuDNN attention in the same run")
+  .option("--csv <file>", "write the rows as CSV")
+  .option("--json", "print the rows as JSON, nothing else");
+
+type Options = ReturnType<typeof COMMAND.opts>;
+
+function timingOptions(context: Context, options: Options): TimingOptions {
+  const cpu = context.device === "cpu";
+  return {
+    repetitions: options.epochs ?? GPU_EPOCHS,
+    boxSeconds: options.box ?? (cpu ? CPU_BOX_SECONDS : 0),
+  };
+}
+
+function sweepOptions(context: Context, options: Options): SweepOptions {
+  const attn = options.attn_type ?? options.attn;
+  const cpu = context.device === "cpu";
+  const mask = options.mask ?? (cpu ? "none" : "both");
+  const pass = options.pass ?? (cpu ? "forward" : "both");
+  return {
+    ...timingOptions(context, options),
+    forms: attn === "all" ? ATTENTION_FORMS : [attn satisfies AttentionForm],
+    lengths: options.seq_len === undefined ? LENGTHS : [options.seq_len],
+    causal: mask === "both" ? [false, true] : [mask === "causal"],
+    passes: pass === "both" ? ["forward", "backward"] : [pass],
+    B: options.batch,
+    H: options.heads,
+    D: options.dim,
+    deterministic: options.deterministic === true,
+  };
+}
+
+/** The grid of the FlashAttention papers, each length with its own batch size. */
+function gridOptions(options: SweepOptions): SweepOptions[] {
+  const tokens = 16_384;
+  const width = 2048;
+  return [512, 1024, 2048, 4096, 8192, 16_384]
+    .map((L) => ({ ...options, lengths: [L], B: tokens / L, H: width / options.D }));
+}
+
+function rate(gflops: number): string {
+  return gflops >= 1000 ? `${(gflops / 1000).toFixed(1)} TFLOP/s` : `${gflops.toFixed(1)} GFLOP/s`;
+}
+
+function isWrong(result: SweepResult): boolean {
+  return result.failure === null && !(result.row.max_error <= result.tolerance);
+}
+
+/** One line a measurement: what the earlier project's script printed (length and total seconds), and more. */
+function sweepLine(result: SweepResult): string {
+  const { row } = result;
+  const what = `${row.attn.padEnd(14)} seq_len: ${String(row.L).padStart(5)}  ${row.pass.padEnd(8)} ` +
+    `${row.causal ? "causal" : "full  "}`;
+  if (result.failure !== null) return `${what}  ${result.failure}`;
+  const check = isWrong(result) ? `WRONG: more than ${result.tolerance.toExponential(1)}` : "ok";
+  return `${what}  time: ${result.seconds.toFixed(3)} s for ${row.repetitions}${
+    result.boxed ? " (time-boxed)" : ""
+  }` +
+    `  ${row.ms.toPrecision(4)} ms  ${rate(row.gflops)}  error ${row.max_error.toExponential(1)} ${check}`;
+}
+
+async function peerRows(options: SweepOptions): Promise<AttentionRow[]> {
+  const { B, H, D, lengths, causal, passes } = options;
+  const repetitions = Math.min(options.repetitions, 200);
+  const rows = await runPeer("attention.py", { B, H, D, lengths, causal, passes, repetitions });
+  return rows.map((untyped) => {
+    const row = untyped as Omit<AttentionRow, "gflops" | "max_error">;
+    return { ...row, gflops: attentionFlops(row) / row.ms / 1e6, max_error: NaN };
+  });
+}
+
+/** A table of times by length, a column an implementation, for each pass and mask. */
+function sweepTables(rows: readonly AttentionRow[]): string {
+  const names = [...new Set(rows.map((row) => row.attn))];
+  const groups = [...new Set(rows.map((row) => `${row.pass}, ${row.causal ? "causal" : "full"}`))];
+  return groups.map((group) => {
+    const inGroup = rows.filter((row) => `${row.pass}, ${row.causal ? "causal" : "full"}` === group);
+    const lengths = [...new Set(inGroup.map((row) => row.L))];
+    const cell = (L: number, name: string): string => {
+      const row = inGroup.find((candidate) => candidate.L === L && candidate.attn === name);
+      return row === undefined || Number.isNaN(row.ms) ? "-" : row.ms.toPrecision(4);
+    };
+    const body = lengths.map((L) => [String(L), ...names.map((name) => cell(L, name))]);
+    return table([`${group}, ms; L`, ...names], body);
+  }).join("\n\n");
+}
+
+/** What was timed and how: the line under every table. */
+function signature(context: Context, options: SweepOptions): string {
+  const box = options.boxSeconds > 0 ? `, at most ${options.boxSeconds} s each but 3 at least` : "";
+  return `B=${options.B} H=${options.H} D=${options.D} ${context.dtype} | ${options.repetitions} repetitions${box}, ` +
+    `median | events on the device, cache flushed | FLOPs = 4 B H L² D, half where causal, backward 2.5 times`;
+}
+
+async function runSweep(context: Context, options: Options): Promise<boolean> {
+  const base = sweepOptions(context, options);
+  const jobs = options.grid === true ? gridOptions(base) : [base];
+  const quiet = options.json === true;
+  const machine = describeMachine(context);
+  if (!quiet) print(`${machine}\n${signature(context, base)}\n`);
+  if (base.boxSeconds > 0 && !quiet) {
+    note(`Each measurement takes ${base.boxSeconds} s at most: the whole job would take hours here`);
+  }
+  const rows: AttentionRow[] = [];
+  let wrong = 0;
+  for (const job of jobs) {
+    for (const result of sweep(context, job)) {
+      rows.push(result.row);
+      if (isWrong(result)) wrong++;
+      if (!quiet) print(sweepLine(result));
+    }
+    if (options.peers === true) rows.push(...await peerRows(job));
+  }
+  const timed = rows.filter((row) => !Number.isNaN(row.ms));
+  if (quiet) print(JSON.stringify(timed.map((row) => ({ ...row, max_error: finite(row.max_error) }))));
+  else print(`\n${sweepTables(rows)}\n`);
+  if (options.csv !== undefined) {
+    await writeCsv(options.csv, [machine, signature(context, base), commandLine()], ATTENTION_COLUMNS, timed);
+  }
+  if (wrong > 0) note(`error: ${wrong} of ${rows.length} results are wrong`);
+  return wrong === 0;
+}
+
+function finite(value: number): number | null {
+  return Number.isFinite(value) ? value : null;
+}
+
+function commandLine(): string {
+  return `deno task bench ${Deno.args.join(" ")}`.trim();
+}
+
+const GEMM_SHAPES = [
+  { name: "square", m: 1024, n: 1024, k: 1024 },
+  { name: "tiny qkv", m: 1024, n: 384, k: 128 },
+  { name: "tiny feed-forward", m: 1024, n: 512, k: 128 },
+  { name: "tiny output", m: 1024, n: 2000, k: 128 },
+  { name: "base qkv", m: 4096, n: 1536, k: 512 },
+  { name: "base feed-forward", m: 4096, n: 2048, k: 512 },
+  { name: "base output", m: 4096, n: 32_000, k: 512 },
+] as const;
+
+async function runGemm(context: Context, options: Options): Promise<void> {
+  const timing = { repetitions: options.epochs ?? 100, boxSeconds: options.box ?? 2 };
+  const rows = [...benchGemm(context, GEMM_SHAPES, timing)];
+  if (options.json === true) {
+    return print(JSON.stringify(rows.map((row) => ({ ...row, peak: finite(row.peak) }))));
+  }
+  const body = rows.map((row) => [
+    row.name,
+    `${row.m} x ${row.n} x ${row.k}`,
+    row.ms.toPrecision(4),
+    rate(row.gflops),
+    Number.isNaN(row.peak) ? "-" : `${((100 * row.gflops) / row.peak).toFixed(0)} % of ${rate(row.peak)}`,
+  ]);
+  print(
+    `${describeMachine(context)}\n\n${
+      table(["matrix product", "m x n x k", "ms", "speed", "of peak"], body)
+    }`,
+  );
+  if (options.csv === undefined) return;
+  const columns = ["name", "m", "n", "k", "ms", "gflops", "peak"] as const;
+  await writeCsv(options.csv, [describeMachine(context), commandLine()], columns, rows);
+}
+
+const GPU_SIZES: KernelSizes = { rows: 24_576, C: 512, ff: 2048, V: 32_000, parameters: 93_324_544 };
+const CPU_SIZES: KernelSizes = { rows: 4096, C: 512, ff: 2048, V: 8000, parameters: 8_000_000 };
+
+async function runKernels(context: Context, options: Options): Promise<void> {
+  const timing = { repetitions: options.epochs ?? 50, boxSeconds: options.box ?? 2 };
+  const sizes = context.device === "cuda" ? GPU_SIZES : CPU_SIZES;
+  const rows = [...benchKernels(context, sizes, timing)];
+  if (options.json === true) return print(JSON.stringify(rows));
+  const body = rows.map((row) => [
+    row.name,
+    (row.bytes / 2 ** 20).toFixed(1),
+    row.ms.toPrecision(4),
+    row.gbps.toFixed(0),
+    `${(100 * row.share).toFixed(0)} %`,
+  ]);
+  print(`${describeMachine(context)}\nR=${sizes.rows} C=${sizes.C} ff=${sizes.ff} V=${sizes.V}\n`);
+  print(table(["kernel", "MiB", "ms", "GB/s", "of copy"], body));
+  if (options.csv === undefined) return;
+  const columns = ["name", "bytes", "ms", "gbps", "share"] as const;
+  await writeCsv(options.csv, [describeMachine(context), commandLine()], columns, rows);
+}
+
+async function main(): Promise<void> {
+  const options = COMMAND.parse(Deno.args, { from: "user" }).opts();
+  using context = new Context({ device: options.device });
+  if (options.peers === true && context.device !== "cuda") {
+    throw new UsageError("Cannot run the peers as they need a GPU: leave --peers away, or use --device cuda");
+  }
+  let right = true;
+  if (options.what === "sweep") right = await runSweep(context, options);
+  if (options.what === "gemm") await runGemm(context, options);
+  if (options.what === "kernels") await runKernels(context, options);
+  if (!right) Deno.exit(1);
+}
+
+await runMain(main);

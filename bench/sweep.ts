@@ -1,0 +1,271 @@
+/**
+ * The sweep over sequence lengths: the three attention forms, forward and backward, checked and timed.
+ *
+ * The shapes are those of the project this suite does anew: B 32, H 8, D 64, lengths 200 to 2000.
+ *
+ * @module
+ */
+
+import {
+  Arena,
+  attentionBackward,
+  type AttentionForm,
+  attentionForward,
+  type AttentionInputs,
+  cast,
+  type Context,
+  OutOfMemoryError,
+  randomUniform,
+  type Tensor,
+  unitRoundoff,
+} from "../ffi/mod.ts";
+import { type Head, largestError, type Sample, sampleHead } from "./reference.ts";
+import { attentionFlops, type AttentionRow } from "./results.ts";
+import { Stopwatch, type TimingOptions } from "./timing.ts";
+
+/** What to sweep over. */
+export interface SweepOptions extends TimingOptions {
+  /** Forms to time. */
+  forms: readonly AttentionForm[];
+  /** Sequence lengths. */
+  lengths: readonly number[];
+  /** Masks. */
+  causal: readonly boolean[];
+  /** Passes. */
+  passes: readonly ("forward" | "backward")[];
+  /** Sequences. */
+  B: number;
+  /** Heads. */
+  H: number;
+  /** Head dimension. */
+  D: number;
+  /** Make the backward pass deterministic. */
+  deterministic: boolean;
+}
+
+/** A measurement, with what the check allowed. */
+export interface SweepResult {
+  /** The measurement. */
+  row: AttentionRow;
+  /** The largest error that counts as right. */
+  tolerance: number;
+  /** Seconds of all repetitions together. */
+  seconds: number;
+  /** Whether the time box cut the repetitions. */
+  boxed: boolean;
+  /** Why there is no measurement, where there is none. */
+  failure: string | null;
+}
+
+const SEED = 20_240_101n;
+const SAMPLED_ROWS = 8;
+
+interface Shape {
+  L: number;
+  causal: boolean;
+}
+
+/** The device tensors of one length: inputs drawn once, gradients to write into. */
+interface Problem {
+  arena: Arena;
+  q: Tensor;
+  k: Tensor;
+  v: Tensor;
+  dout: Tensor;
+  offsets: Tensor;
+  heads: { b: number; h: number }[];
+}
+
+/** Runs the sweep; `report` is told of each measurement as it is made. */
+export function* sweep(context: Context, options: SweepOptions): Generator<SweepResult> {
+  using stopwatch = new Stopwatch(context);
+  for (const L of options.lengths) {
+    using arena = new Arena(context);
+    const problem = drawProblem(arena, options, L);
+    for (const causal of options.causal) {
+      const samples = drawSamples(problem, options, { L, causal });
+      for (const form of options.forms) {
+        yield* measureForm(stopwatch, problem, samples, options, { L, causal }, form);
+      }
+    }
+  }
+}
+
+/** Inputs uniform in [-sqrt 3, sqrt 3): mean 0, variance 1. */
+function drawProblem(arena: Arena, { B, H, D }: SweepOptions, L: number): Problem {
+  const draw = (site: number): Tensor => {
+    const tensor = arena.tensor([B * L, H * D]);
+    if (tensor.dtype === "f32") {
+      randomUniform(tensor, -Math.sqrt(3), Math.sqrt(3), SEED, site);
+      return tensor;
+    }
+    using scratch = new Arena(arena.context);
+    const wide = scratch.tensor([B * L, H * D], "f32");
+    randomUniform(wide, -Math.sqrt(3), Math.sqrt(3), SEED, site);
+    cast(tensor, wide);
+    return tensor;
+  };
+  const offsets = arena.from(Int32Array.from({ length: B + 1 }, (_, b) => b * L), [B + 1], "i32");
+  const heads = [{ b: 0, h: 0 }, { b: B - 1, h: H - 1 }];
+  return { arena, q: draw(1), k: draw(2), v: draw(3), dout: draw(4), offsets, heads };
+}
+
+/** [L, D] of one head of one sequence, on the host. */
+function readHead(tensor: Tensor, { b, h }: { b: number; h: number }, L: number, D: number): Float32Array {
+  const rows = tensor.slice(b * L, L).floats();
+  const width = tensor.columns;
+  const head = new Float32Array(L * D);
+  for (let i = 0; i < L; i++) head.set(rows.subarray(i * width + h * D, i * width + (h + 1) * D), i * D);
+  return head;
+}
+
+/** First, last and some rows between, spread over the tiles of any kernel. */
+function sampledRows(L: number): number[] {
+  const rows = Array.from({ length: SAMPLED_ROWS }, (_, i) => Math.floor(((L - 1) * i) / (SAMPLED_ROWS - 1)));
+  return [...new Set(rows)];
+}
+
+/** What float64 gives: output rows of two heads, and gradients of the first (they cost O(L² D)). */
+function drawSamples(problem: Problem, options: SweepOptions, { L, causal }: Shape): Sample[] {
+  const { D } = options;
+  return problem.heads.map((place, index) => {
+    const read = (tensor: Tensor): Float64Array => Float64Array.from(readHead(tensor, place, L, D));
+    const head: Head = {
+      L,
+      D,
+      causal,
+      q: read(problem.q),
+      k: read(problem.k),
+      v: read(problem.v),
+      dout: read(problem.dout),
+    };
+    return sampleHead(head, sampledRows(L), index === 0 && options.passes.includes("backward"));
+  });
+}
+
+/** 16-bit outputs: 8 unit roundoffs of the largest value; float: 200, as its errors add up over thousands of products. */
+function toleranceOf(tensor: Tensor, expected: Float64Array): number {
+  const largest = expected.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
+  return unitRoundoff(tensor.dtype) * largest * (tensor.dtype === "f32" ? 200 : 8);
+}
+
+function* measureForm(
+  stopwatch: Stopwatch,
+  problem: Problem,
+  samples: readonly Sample[],
+  options: SweepOptions,
+  { L, causal }: Shape,
+  form: AttentionForm,
+): Generator<SweepResult> {
+  const { arena, q, k, v, offsets } = problem;
+  const { B, H, D } = options;
+  const inputs: AttentionInputs = {
+    form,
+    q,
+    k,
+    v,
+    heads: H,
+    offsetsQ: offsets,
+    offsetsK: offsets,
+    maxQ: L,
+    maxK: L,
+    causal,
+    deterministic: options.deterministic,
+  };
+  const mark = arena.mark();
+  for (const pass of options.passes) {
+    const row: AttentionRow = {
+      ...{ attn: form, pass, causal, B, H, L, D, ms: NaN, ms_low: NaN, ms_high: NaN },
+      ...{ gflops: NaN, max_error: NaN, repetitions: 0 },
+    };
+    try {
+      const run = pass === "forward"
+        ? forwardRun(problem, samples, inputs)
+        : backwardRun(problem, samples, inputs);
+      const timing = stopwatch.time(run.call, options);
+      const { error, tolerance } = run.check();
+      const gflops = attentionFlops(row) / timing.ms / 1e6;
+      yield {
+        row: {
+          ...row,
+          ms: timing.ms,
+          ms_low: timing.low,
+          ms_high: timing.high,
+          gflops,
+          max_error: error,
+          repetitions: timing.count,
+        },
+        tolerance,
+        seconds: timing.total / 1000,
+        boxed: timing.boxed,
+        failure: null,
+      };
+    } catch (error) {
+      if (!(error instanceof OutOfMemoryError)) throw error;
+      yield { row, tolerance: NaN, seconds: NaN, boxed: false, failure: "out of memory" };
+    } finally {
+      arena.rewind(mark);
+    }
+  }
+}
+
+interface Run {
+  call: () => void;
+  check: () => { error: number; tolerance: number };
+}
+
+function forwardRun(problem: Problem, samples: readonly Sample[], inputs: AttentionInputs): Run {
+  const { arena, q, heads } = problem;
+  const out = arena.tensor([q.rows, q.columns]).fill(0xff); // NaN: what a kernel leaves out shows
+  const mark = arena.mark();
+  return {
+    call: () => {
+      arena.rewind(mark);
+      attentionForward(inputs, arena, out);
+    },
+    check: () =>
+      compare(samples, (index) => [[out, samples[index]?.out ?? new Float64Array()]], heads, inputs),
+  };
+}
+
+function backwardRun(problem: Problem, samples: readonly Sample[], inputs: AttentionInputs): Run {
+  const { arena, q, k, dout, heads } = problem;
+  const outputs = attentionForward(inputs, arena);
+  const gradient = (like: Tensor): Tensor => arena.tensor([like.rows, like.columns]).fill(0xff);
+  const gradients = { dq: gradient(q), dk: gradient(k), dv: gradient(k) };
+  const { dq, dk, dv } = gradients;
+  const sample = samples[0];
+  if (sample === undefined) throw new RangeError("Cannot check gradients without a sample");
+  return {
+    call: () => attentionBackward(inputs, outputs, dout, gradients),
+    check: () =>
+      compare(
+        [sample],
+        () => [[dq, sample.dq], [dk, sample.dk], [dv, sample.dv]],
+        heads.slice(0, 1),
+        inputs,
+      ),
+  };
+}
+
+/** The largest error over samples and tensors, relative to each one's tolerance, given back in the first one's unit. */
+function compare(
+  samples: readonly Sample[],
+  pairs: (index: number) => [Tensor, Float64Array][],
+  heads: readonly { b: number; h: number }[],
+  inputs: AttentionInputs,
+): { error: number; tolerance: number } {
+  const L = inputs.maxQ;
+  const D = inputs.q.columns / inputs.heads;
+  let worst = { error: 0, tolerance: Infinity };
+  samples.forEach((sample, index) => {
+    const place = heads[index];
+    if (place === undefined) return;
+    for (const [tensor, expected] of pairs(index)) {
+      const error = largestError(readHead(tensor, place, L, D), expected, sample.rows, D);
+      const tolerance = toleranceOf(tensor, expected);
+      if (error / tolerance >= worst.error / worst.tolerance) worst = { error, tolerance };
+    }
+  });
+  return worst;
+}
