@@ -10,7 +10,10 @@ void attention_sizes(const fa_attention_args &a, int64_t *sizes) {
     // The matrix of scores: P for the backward pass, and there its gradient.
     sizes[1] = sizes[2] = (int64_t)a.B * a.H * a.max_q * a.max_k * (int64_t)sizeof(float);
   } else {
-    sizes[2] = (int64_t)a.H * a.rows_q * (int64_t)sizeof(float);  // delta of each row
+    int64_t floats = (int64_t)a.H * a.rows_q;  // delta of each row
+    const int64_t stripes = a.form == FA_IMP_FLASH ? imp_flash_stripes(a) : 1;
+    if (stripes > 1) floats += stripes * a.rows_q * a.H * a.D;  // each stripe's dq
+    sizes[2] = floats * (int64_t)sizeof(float);
   }
 }
 

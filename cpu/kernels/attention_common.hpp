@@ -188,4 +188,7 @@ void flash_backward(const fa_attention_args &a);
 void imp_flash_forward(const fa_attention_args &a);
 void imp_flash_backward(const fa_attention_args &a);
 
+/// Stripes of keys in the backward pass of imp_flash_attn, from the sizes alone.
+int imp_flash_stripes(const fa_attention_args &a);
+
 }  // namespace FA_ISA

@@ -29,13 +29,13 @@ inline void copy_row(float *to, const float *from, int n) {
   for (int i = 0; i < n; i++) to[i] = from[i];
 }
 
-/// matrix = x y^T * scale, for x of queries and y of keys (q and k, or dout and v), with dropout where it is given.
+/// matrix = x y^T * scale, for x of queries and y of the keys that count (q and k, or dout and v), with dropout where given.
 void times_transposed(const fa_attention_args &a, const void *x, int64_t x_stride, const void *y, int64_t y_stride,
                       float scale, void *matrix, const ScoreDropout &dropout) {
   for_blocks(a, a.max_k, LANES, 1, [&](const Sequence &s, int b, int h, int j0) {
-    if (j0 >= s.m) return;
+    if (j0 >= s.keys) return;
     alignas(64) float yt[MAX_D * LANES], tile[TILE_ROWS * LANES], drop[TILE_ROWS * LANES];
-    const int nj = imin(s.m - j0, LANES), vectors = ceil_div(nj, W);
+    const int nj = imin(s.keys - j0, LANES), vectors = ceil_div(nj, W);
     transpose_in(row_at(y, y_stride, s.k0 + j0, h, a.D), y_stride, nj, a.D, scale, yt);
     for (int i0 = 0; i0 < s.n; i0 += TILE_ROWS) {
       const int rows = imin(s.n - i0, TILE_ROWS);

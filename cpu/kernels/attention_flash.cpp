@@ -82,28 +82,6 @@ void forward_head(const fa_attention_args &a, const Sequence &s, int b, int h, c
   }
 }
 
-void backward_head(const fa_attention_args &a, const Sequence &s, int b, int h, const float *delta,
-                   const ScoreDropout &dropout) {
-  KeyBlock f;
-  alignas(64) float k[LANES * MAX_D], dq[TILE_ROWS * MAX_D];
-  const int D = a.D, pitch = padded(D);
-  for (int i = 0; i < s.n; i++) fill_row(row_at(a.dq, a.dq_stride, s.q0 + i, h, D), D, 0);
-  for (int j0 = 0; j0 < s.m; j0 += LANES) {
-    f.open(a, s, h, j0);
-    pack_rows(row_at(a.k, a.k_stride, s.k0 + j0, h, D), a.k_stride, f.nj, D, k);
-    for (int i0 = s.first_query(j0); i0 < s.n && j0 < s.keys; i0 += TILE_ROWS) {
-      const int rows = imin(s.n - i0, TILE_ROWS);
-      f.add_queries(a, s, b, h, i0, rows, delta, dropout);
-      product<false>(rows, pitch / W, f.nj, f.ds, LANES, k, pitch, dq, pitch, false);
-      for (int r = 0; r < rows; r++) {
-        float *to = row_at(a.dq, a.dq_stride, s.q0 + i0 + r, h, D);
-        for (int d = 0; d < D; d++) to[d] += dq[r * pitch + d] * a.scale;
-      }
-    }
-    f.close(a, s, h);
-  }
-}
-
 }  // namespace
 
 void flash_forward(const fa_attention_args &a) {
@@ -121,7 +99,9 @@ void flash_backward(const fa_attention_args &a) {
   row_deltas(a, delta);
   for_items((int64_t)a.B * a.H, work_of(a, 5), [&](int64_t t) {
     int b = (int)(t / a.H), h = (int)(t % a.H);
-    backward_head(a, sequence_of(a, b), b, h, delta, dropout);
+    Sequence s = sequence_of(a, b);
+    float *dq = row_at(a.dq, a.dq_stride, s.q0, h, a.D);
+    backward_sweep(a, s, b, h, 0, imax(ceil_div(s.m, LANES), 1), delta, dropout, dq, a.dq_stride);
   });
 }
 

@@ -1,7 +1,7 @@
 // imp_flash_attn: the FlashAttention-2 form (Dao 2023). One task per block of queries; the keys run past it, the output stays
 // unnormalised in its tile and is divided once at the end; keys that a causal block cannot see are never touched.
-// The backward pass recomputes P from lse in two sweeps, one over query blocks for dq and one over key blocks for dk and dv:
-// parallel over the sequence, every number written by one task. A sequence whose keys fit one block needs only the second.
+// The backward pass recomputes P from lse, one task per stripe of keys: dk and dv are the stripe's own, and where batch and
+// heads alone give too few tasks, each of several stripes adds up a dq of its own; these are summed in a fixed order.
 
 #include <math.h>
 
@@ -10,6 +10,8 @@
 namespace FA_ISA {
 
 namespace {
+
+constexpr int TASKS = 32;  // enough for many cores; a constant, so that results do not depend on the number of threads
 
 /// Where task t of (batch, head, block) is.
 struct Place {
@@ -77,73 +79,6 @@ void forward_block(const fa_attention_args &a, const Sequence &s, Place at, cons
   }
 }
 
-struct QueryBlock {
-  alignas(64) float qt[MAX_D * LANES];      // Q^T * scale
-  alignas(64) float dot[MAX_D * LANES];     // dO^T
-  alignas(64) float dqt[MAX_D * LANES];     // dQ^T / scale
-  alignas(64) float st[TILE_ROWS * LANES];  // scores, then their gradients: rows are keys
-  alignas(64) float dp[TILE_ROWS * LANES];
-  alignas(64) float drop[TILE_ROWS * LANES];
-  alignas(64) float lse[LANES], delta[LANES];
-};
-
-/// dq of one block of queries.
-void backward_queries(const fa_attention_args &a, const Sequence &s, Place at, const float *delta,
-                      const ScoreDropout &dropout) {
-  QueryBlock f;
-  const int D = a.D, h = at.h, i0 = at.block * LANES, ni = imin(s.n - i0, LANES), vectors = ceil_div(ni, W);
-  const int row = s.q0 + i0;
-  transpose_in(row_at(a.q, a.q_stride, row, h, D), a.q_stride, ni, D, a.scale, f.qt);
-  transpose_in(row_at(a.dout, a.dout_stride, row, h, D), a.dout_stride, ni, D, 1, f.dot);
-  fill_row(f.dqt, D * LANES, 0);
-  for (int i = 0; i < LANES; i++) {
-    int64_t from = (int64_t)h * a.rows_q + row + imin(i, ni - 1);
-    f.lse[i] = finite_lse(a.lse[from]);
-    f.delta[i] = delta[from];
-  }
-  const int end = s.limit(i0 + ni - 1);
-  for (int j0 = 0; j0 < end; j0 += TILE_ROWS) {
-    const int rows = imin(end - j0, TILE_ROWS);
-    const float *k = row_at(a.k, a.k_stride, s.k0 + j0, h, D), *v = row_at(a.v, a.v_stride, s.k0 + j0, h, D);
-    product<false>(rows, vectors, D, k, a.k_stride, f.qt, LANES, f.st, LANES, false);
-    product<false>(rows, vectors, D, v, a.v_stride, f.dot, LANES, f.dp, LANES, false);
-    mask_query_lanes(s, i0, ni, j0, rows, f.st);
-    if (dropout) dropout_tile<true>(dropout, (uint32_t)(at.b * a.H + h), i0, vectors * W, j0, rows, f.drop);
-    for (int r = 0; r < rows; r++) {
-      for (int l = 0; l < vectors * W; l += W) {
-        const int e = r * LANES + l;
-        vf gradient = load(f.dp + e);
-        if (dropout) gradient *= load(f.drop + e);
-        store(f.st + e, vexp(load(f.st + e) - load(f.lse + l)) * (gradient - load(f.delta + l)));
-      }
-    }
-    product<true>(D, vectors, rows, k, a.k_stride, f.st, LANES, f.dqt, LANES, true);
-  }
-  transpose_out(f.dqt, ni, D, a.scale, row_at(a.dq, a.dq_stride, row, h, D), a.dq_stride);
-}
-
-/// dk and dv of one block of keys; dq as well where these are all the keys.
-void backward_keys(const fa_attention_args &a, const Sequence &s, Place at, const float *delta,
-                   const ScoreDropout &dropout) {
-  KeyBlock f;
-  alignas(64) float k[LANES * MAX_D], dq[TILE_ROWS * MAX_D];
-  const int D = a.D, h = at.h, pitch = padded(D);
-  const bool only = s.m <= LANES;
-  f.open(a, s, h, at.block * LANES);
-  if (only) pack_rows(row_at(a.k, a.k_stride, s.k0, h, D), a.k_stride, f.nj, D, k);
-  for (int i0 = only ? 0 : s.first_query(f.j0); i0 < s.n && (only || f.j0 < s.keys); i0 += TILE_ROWS) {
-    const int rows = imin(s.n - i0, TILE_ROWS);
-    f.add_queries(a, s, at.b, h, i0, rows, delta, dropout);
-    if (!only) continue;
-    product<false>(rows, pitch / W, f.nj, f.ds, LANES, k, pitch, dq, pitch, false);
-    for (int r = 0; r < rows; r++) {
-      float *to = row_at(a.dq, a.dq_stride, s.q0 + i0 + r, h, D);
-      for (int d = 0; d < D; d++) to[d] = dq[r * pitch + d] * a.scale;
-    }
-  }
-  f.close(a, s, h);
-}
-
 }  // namespace
 
 void imp_flash_forward(const fa_attention_args &a) {
@@ -156,22 +91,43 @@ void imp_flash_forward(const fa_attention_args &a) {
   });
 }
 
+int imp_flash_stripes(const fa_attention_args &a) {
+  const int64_t heads = imax((int)imin(a.B, TASKS) * imin(a.H, TASKS), 1);
+  return imax(imin((int)(TASKS / heads), a.max_k / (2 * LANES)), 1);
+}
+
 void imp_flash_backward(const fa_attention_args &a) {
   const ScoreDropout dropout = dropout_of(a);
-  float *delta = (float *)a.workspace;
+  const int stripes = imp_flash_stripes(a), D = a.D;
+  const int64_t pitch = (int64_t)a.H * D, whole = a.rows_q * pitch;
+  float *delta = (float *)a.workspace, *parts = delta + (int64_t)a.H * a.rows_q;
   row_deltas(a, delta);
-  const int query_blocks = imax(ceil_div(a.max_q, LANES), 1), key_blocks = imax(ceil_div(a.max_k, LANES), 1);
-  if (a.max_k > LANES) {
-    for_items((int64_t)a.B * a.H * query_blocks, work_of(a, 3), [&](int64_t t) {
-      Place at = place_of(t, a.H, query_blocks);
-      Sequence s = sequence_of(a, at.b);
-      if (s.m > LANES && at.block * LANES < s.n) backward_queries(a, s, at, delta, dropout);
-    });
-  }
-  for_items((int64_t)a.B * a.H * key_blocks, work_of(a, 4), [&](int64_t t) {
-    Place at = place_of(t, a.H, key_blocks);
+  for_items((int64_t)a.B * a.H * stripes, work_of(a, 5), [&](int64_t t) {
+    Place at = place_of(t, a.H, stripes);
     Sequence s = sequence_of(a, at.b);
-    if (at.block == 0 || at.block * LANES < s.m) backward_keys(a, s, at, delta, dropout);
+    const int blocks = imax(ceil_div(s.m, LANES), 1);
+    const int first = (int)((int64_t)blocks * at.block / stripes), end = (int)((int64_t)blocks * (at.block + 1) / stripes);
+    if (stripes == 1) {
+      float *dq = row_at(a.dq, a.dq_stride, s.q0, at.h, D);
+      backward_sweep(a, s, at.b, at.h, first, end, delta, dropout, dq, a.dq_stride);
+      return;
+    }
+    float *dq = parts + at.block * whole + s.q0 * pitch + (int64_t)at.h * D;
+    for (int i = 0; first == end && i < s.n; i++) fill_row(dq + i * pitch, D, 0);
+    backward_sweep(a, s, at.b, at.h, first, end, delta, dropout, dq, pitch);
+  });
+  if (stripes == 1) return;
+  for_items((int64_t)a.B * a.max_q, (double)whole * stripes / 8, [&](int64_t t) {
+    Sequence s = sequence_of(a, (int)(t / a.max_q));
+    const int i = (int)(t % a.max_q);
+    if (i >= s.n) return;
+    float *to = row_at(a.dq, a.dq_stride, s.q0 + i, 0, D);
+    const float *from = parts + (s.q0 + i) * pitch;
+    for (int64_t c = 0; c < pitch; c++) {
+      float sum = from[c];
+      for (int stripe = 1; stripe < stripes; stripe++) sum += from[stripe * whole + c];
+      to[c] = sum;
+    }
   });
 }
 

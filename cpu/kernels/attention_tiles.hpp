@@ -155,11 +155,13 @@ struct KeyBlock {
   alignas(64) float p[TILE_ROWS * LANES];   // scores, then probabilities after dropout
   alignas(64) float ds[TILE_ROWS * LANES];  // gradients of the probabilities, then of the scores
   alignas(64) float drop[TILE_ROWS * LANES];
-  int j0, nj, vectors;
+  int j0, nj, vectors;  // keys j0 .. j0 + nj count; none after them is read
+  int written;          // keys whose gradients this block writes
 
   void open(const fa_attention_args &a, const Sequence &s, int h, int first) {
     j0 = first;
-    nj = imin(s.m - first, LANES);
+    nj = imax(imin(s.keys - first, LANES), 0);
+    written = imin(s.m - first, LANES);
     vectors = ceil_div(nj, W);
     transpose_in(row_at(a.k, a.k_stride, s.k0 + j0, h, a.D), a.k_stride, nj, a.D, a.scale, kt);
     transpose_in(row_at(a.v, a.v_stride, s.k0 + j0, h, a.D), a.v_stride, nj, a.D, 1, vt);
@@ -191,9 +193,40 @@ struct KeyBlock {
   }
 
   void close(const fa_attention_args &a, const Sequence &s, int h) {
-    transpose_out(dkt, nj, a.D, a.scale, row_at(a.dk, a.dk_stride, s.k0 + j0, h, a.D), a.dk_stride);
-    transpose_out(dvt, nj, a.D, 1, row_at(a.dv, a.dv_stride, s.k0 + j0, h, a.D), a.dv_stride);
+    transpose_out(dkt, written, a.D, a.scale, row_at(a.dk, a.dk_stride, s.k0 + j0, h, a.D), a.dk_stride);
+    transpose_out(dvt, written, a.D, 1, row_at(a.dv, a.dv_stride, s.k0 + j0, h, a.D), a.dv_stride);
   }
 };
+
+/// The backward pass of one head over key blocks first .. end: writes their dk and dv, and dq as far as it comes from them,
+/// into rows `dq` of `dq_stride` (the first is query 0 of the sequence).
+static inline void backward_sweep(const fa_attention_args &a, const Sequence &s, int b, int h, int first, int end,
+                                  const float *delta, const ScoreDropout &dropout, float *dq, int64_t dq_stride) {
+  KeyBlock f;
+  alignas(64) float k[LANES * MAX_D], part[TILE_ROWS * MAX_D];
+  const int D = a.D, pitch = padded(D), start = s.first_query(first * LANES);
+  for (int i = 0; i < imin(start, s.n); i++) fill_row(dq + i * dq_stride, D, 0);
+  for (int block = first; block < end; block++) {
+    const int j0 = block * LANES;
+    f.open(a, s, h, j0);
+    pack_rows(row_at(a.k, a.k_stride, s.k0 + j0, h, D), a.k_stride, f.nj, D, k);
+    // The first block runs even where none of its keys count: it is the one that sets dq.
+    for (int i0 = s.first_query(j0); i0 < s.n && (block == first || j0 < s.keys); i0 += TILE_ROWS) {
+      const int rows = imin(s.n - i0, TILE_ROWS);
+      f.add_queries(a, s, b, h, i0, rows, delta, dropout);
+      product<false>(rows, pitch / W, f.nj, f.ds, LANES, k, pitch, part, pitch, false);
+      for (int r = 0; r < rows; r++) {
+        float *to = dq + (i0 + r) * dq_stride;
+        const float *from = part + r * pitch;
+        if (block == first) {
+          for (int d = 0; d < D; d++) to[d] = from[d] * a.scale;
+        } else {
+          for (int d = 0; d < D; d++) to[d] += from[d] * a.scale;
+        }
+      }
+    }
+    f.close(a, s, h);
+  }
+}
 
 }  // namespace FA_ISA
