@@ -14,8 +14,6 @@ import { charts, ticks } from "../../bench/svg.ts";
 import { quantile, Stopwatch } from "../../bench/timing.ts";
 import { openTestContext, testDevice } from "../context.ts";
 
-testDevice();
-
 /** A head of small numbers without a pattern. */
 function head(L: number, D: number, causal: boolean): Parameters<typeof sampleHead>[0] {
   const draw = (factor: number): Float64Array =>
