@@ -409,6 +409,18 @@ async function buildCuda(options: BuildOptions, wishes: CudaWishes): Promise<voi
   else if (!options.quiet) note("build/libflashattn.so is up to date.");
 }
 
+/**
+ * Builds what this machine needs and is not up to date: the CPU library, and the CUDA library where a GPU is. Says nothing
+ * when there is nothing to do.
+ *
+ * @throws {EnvironmentError} If a compiler is missing or fails.
+ */
+export async function buildNeeded(): Promise<void> {
+  const options: BuildOptions = { jobs: navigator.hardwareConcurrency, force: false, quiet: true };
+  await buildCpu(options);
+  await buildCuda(options, { arch: undefined, demanded: false, needed: true });
+}
+
 function stopOnSignal(): void {
   for (const [signal, code] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
     Deno.addSignalListener(signal, () => Deno.exit(code));

@@ -9,6 +9,7 @@
  */
 
 import { Command, InvalidArgumentError } from "@commander-js/extra-typings";
+import { setImmediate } from "node:timers";
 import { closestString, levenshteinDistance } from "@std/text";
 
 /** Exit codes of every script. */
@@ -151,6 +152,11 @@ export async function runMain(main: () => Promise<void> | void): Promise<void> {
     }
     Deno.exit(exitCodeOf(error));
   }
+}
+
+/** Lets timers and signals have their turn: a few microseconds, where a timer of 0 ms costs a millisecond. */
+export function nextTurn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(() => resolve()));
 }
 
 /** Seconds as "0.4 s", "12 s" or "3 min 20 s". */

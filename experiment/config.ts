@@ -103,8 +103,8 @@ const ATTENTION = ["dotscale", "flash_attn", "imp_flash_attn"] as const;
 /** Every setting of a training run, with the values of the preset `tiny`. */
 export const SCHEMA = {
   data: text("built-in", "folder", "folder with train, dev and test files, or built-in"),
-  src: text("en", "language", "source language"),
-  tgt: text("zh", "language", "target language"),
+  src: text("auto", "language", "source language (auto: en, or what the files leave no choice about)"),
+  tgt: text("auto", "language", "target language (auto: zh, likewise)"),
   trainPairs: whole(0, 0, "train on the first n pairs only (0: all)"),
   devPairs: whole(500, 1, "dev pairs that loss and BLEU are measured on each epoch"),
   maxTrainLength: whole(256, 4, "leave out training pairs with more tokens on a side"),
@@ -139,7 +139,7 @@ export const SCHEMA = {
   patience: whole(0, 0, "stop after n epochs without a better dev BLEU (0: never)", true),
   nonFiniteLimit: whole(5, 1, "stop after n steps in a row whose loss is not a finite number", true),
   beam: whole(4, 1, "hypotheses of the beam search on the test set", true),
-  lengthPenalty: real(1, 0, 10, "exponent a of score / length^a", true),
+  lengthPenalty: real(0.6, 0, 10, "exponent a of the length penalty ((5 + length) / 6)^a", true),
   maxLen: whole(0, 0, "most tokens of a translation (0: 1.5 times the source plus 10)", true),
   device: choice(["auto", "cuda", "cpu"], "auto", "device", true),
   deterministic: toggle(false, "the same run bit for bit on the GPU as well (the CPU always is)"),
@@ -306,7 +306,7 @@ export function resolveConfig(...layers: readonly PartialConfig[]): Config {
         `current value is ${dModel} / ${heads} = ${headDim}`,
     );
   }
-  if (config.src === config.tgt) {
+  if (config.src === config.tgt && config.src !== "auto") {
     throw new RangeError(`Cannot use tgt "${config.tgt}" as it must differ from src`);
   }
   return config;
