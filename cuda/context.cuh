@@ -66,7 +66,8 @@ struct fa_ctx {
   int shared_bytes_optin = 0;    // most dynamic shared memory of a block
   int64_t l2_bytes = 0;
   bool capturing = false;
-  fa_status capture_status = FA_OK;  // first error while capturing
+  fa_status capture_status = FA_OK;  // first error while capturing, with its text
+  char capture_error[1024] = "";
   fa_status failed = FA_OK;          // not FA_OK: the device failed, every later call returns this
   const char *entry = "";            // the running function of the ABI, for messages
   char error[1024] = "";

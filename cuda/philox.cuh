@@ -9,7 +9,7 @@
 namespace fa {
 
 // Seven rounds. Words come back in the order x, y, z, w.
-__host__ __device__ __forceinline__ uint4 philox(uint4 counter, uint2 key) {
+__device__ __forceinline__ uint4 philox(uint4 counter, uint2 key) {
 #pragma unroll
   for (int round = 0; round < 7; round++) {
     const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * counter.x;
@@ -66,9 +66,9 @@ struct Dropout {
     return philox(make_uint4(static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32), site, 0u), key);
   }
 
-  // The values of eight scores of head `bh` = b * H + h: rows i and i ^ 8, columns j, j ^ 8, j ^ 16, j ^ 24. Score (i, j)
-  // takes value score_value(i, j). So a thread that holds mma.m16n8 accumulators makes one call for 16 x 32 scores' share:
-  // row group i0 (i / 16), lane row i % 8, column group j0 (j / 32), column j % 8.
+  // The values of eight scores of head `bh` = b * H + h: rows i and i ^ 8, columns j, j ^ 8, j ^ 16 and j ^ 24. Score
+  // (i, j) takes value score_value(i, j). These are what one thread holds, for one of its columns, of the mma.m16n8
+  // accumulators of a tile of 16 rows and 32 columns; its other column is j ^ 1.
   __device__ __forceinline__ uint4 score_group(uint32_t i, uint32_t j, uint32_t bh) const {
     return philox(make_uint4((i >> 4) * 8u + (i & 7u), (j >> 5) * 8u + (j & 7u), site, 1u + bh), key);
   }

@@ -1,0 +1,88 @@
+// The shape of kernels over [rows, n] in which a thread keeps its eight columns and walks down rows, and the two-stage
+// column sums built on it: each block writes one partial row, a second kernel adds the partial rows in their order.
+#ifndef FLASHATTN_OPS_COLUMNS_CUH
+#define FLASHATTN_OPS_COLUMNS_CUH
+
+#include "../philox.cuh"
+#include "../types.cuh"
+
+namespace fa {
+
+// Block (width, 256 / width): threadIdx.x is a group of eight columns, threadIdx.y a row. Block (x, y) of the grid takes
+// groups from x * width on and rows y * chunk .. (y + 1) * chunk.
+struct ColumnGrid {
+  dim3 grid, block;
+  int chunk;   // rows of a block
+  int chunks;  // partial rows, grid.y
+};
+
+// `most_blocks` bounds the grid where partial rows cost traffic; 0: as many as there is work for.
+ColumnGrid column_grid(int64_t rows, int64_t n, int64_t most_blocks);
+
+// The grid of kernels that write partial sums.
+ColumnGrid partial_grid(const fa_ctx *ctx, int64_t rows, int64_t n);
+
+// Workspace of `vectors` column sums of n columns from `chunks` partial rows; one row needs none.
+inline int64_t partial_bytes(int64_t chunks, int64_t n, int vectors) {
+  return chunks <= 1 ? 0 : align_up(chunks * vectors * n * static_cast<int64_t>(sizeof(float)), 256);
+}
+
+// Adds up `count` partial rows of `vectors` times n columns in a fixed order: the first n into out, the next n, where
+// vectors is 2, into second. An output that is NULL is left out.
+fa_status add_partials(fa_ctx *ctx, float *out, float *second, int vectors, const float *partial, int64_t count, int64_t n,
+                       bool accumulate);
+
+// fa_column_sum after its checks; `workspace` has column_sum_bytes.
+int64_t column_sum_bytes(const fa_ctx *ctx, int64_t rows, int64_t n);
+fa_status column_sum(fa_ctx *ctx, float *out, const void *x, int64_t rows, int64_t n, int64_t stride, int32_t dtype,
+                     bool accumulate, void *workspace);
+
+// Dropout of the eight elements of row r of [rows, n] from column `column` on. Where n is no multiple of eight they cross
+// Philox groups, and each looks up its own.
+template <bool Vector>
+__device__ __forceinline__ void drop_row_group(const Dropout &dropout, int64_t r, int64_t n, int64_t column,
+                                               float (&x)[8]) {
+  if (!dropout.active()) return;
+  const uint64_t first = static_cast<uint64_t>(r) * n + column;
+  if constexpr (Vector) {
+    const uint4 words = dropout.element_group(first >> 3);
+#pragma unroll
+    for (int i = 0; i < 8; i++) x[i] = dropout.apply(words, i, x[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) x[i] = dropout.keep_element(first + i) ? x[i] * dropout.scale : 0.0f;
+  }
+}
+
+// Adds what the block's rows of threads hold for the same columns; the sum is in threadIdx.y == 0. `shared`: a float for
+// each thread and each of the eight columns. All threads must call.
+__device__ __forceinline__ void add_block_rows(float (&x)[8], float *shared) {
+  if (blockDim.y == 1) return;
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  const int threads = blockDim.x * blockDim.y;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 8; i++) shared[i * threads + thread] = x[i];
+  __syncthreads();
+  if (threadIdx.y == 0) {
+    for (unsigned y = 1; y < blockDim.y; y++) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) x[i] += shared[i * threads + y * blockDim.x + threadIdx.x];
+    }
+  }
+}
+
+// Writes eight column sums of a block to its partial row, first column `column` of n. Where there is one block row, the
+// partial row is the result itself, which `accumulate` adds to.
+__device__ __forceinline__ void store_partial(float *partial, int64_t n, int64_t column, bool accumulate,
+                                              const float (&x)[8]) {
+  float *row = partial + blockIdx.y * n + column;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    if (column + i < n) row[i] = accumulate ? row[i] + x[i] : x[i];
+  }
+}
+
+}  // namespace fa
+
+#endif
