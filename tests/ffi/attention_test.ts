@@ -330,7 +330,7 @@ const CASES: readonly Case[] = [
   { name: "decoding", n: Array(9).fill(1), m: [1, 2, 7, 16, 17, 48, 49, 100, 0], causal: true },
   { name: "many short", n: Array(40).fill(11), m: Array(40).fill(13), heads: 4, headDim: 8 },
   { name: "scale 0", n: [20], m: [30], scale: 0 },
-  ...[1, 2, 5, 17, 128].flatMap((n) =>
+  ...[1, 2, 5, 17, 128, 300].flatMap((n) =>
     [false, true].map((causal): Case => ({
       name: `large scores, L=${n}${causal ? " causal" : ""}`,
       n: [n],
