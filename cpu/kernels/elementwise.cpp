@@ -65,6 +65,7 @@ void bias_relu_dropout_forward(float *y, const float *x, const float *bias, int3
 }
 
 void adam(const fa::Adam &a) {
+  if (a.n == 0) return;
   float clip = a.norm ? a.norm[1] : 1;
   if (clip == 0) return;
   float rate = a.hyper[0], correct1 = a.hyper[1], correct2 = a.hyper[2];
