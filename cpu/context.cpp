@@ -222,7 +222,7 @@ fa_status fa_alloc(fa_ctx *ctx, int64_t bytes, void **out) {
   if (bytes >= LARGE) madvise(memory, size, MADV_HUGEPAGE);
 #endif
   try {
-    ctx->allocations.emplace(memory, bytes);
+    ctx->allocations.emplace(memory, Allocation{bytes});
   } catch (...) {
     free(memory);
     return caught(ctx);

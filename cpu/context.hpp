@@ -14,6 +14,14 @@
 
 #include "kernels/table.hpp"
 
+namespace fa {
+
+struct Allocation {
+  int64_t bytes;
+};
+
+}  // namespace fa
+
 struct fa_graph {
   std::vector<std::function<void()>> calls;
 };
@@ -26,7 +34,7 @@ struct fa_event {
 struct fa_ctx {
   const fa::Kernels *kernels = nullptr;
   std::string error;
-  std::unordered_map<void *, int64_t> allocations;
+  std::unordered_map<void *, fa::Allocation> allocations;
   std::unordered_map<fa_graph *, std::unique_ptr<fa_graph>> graphs;
   std::unordered_map<fa_event *, std::unique_ptr<fa_event>> events;
   std::unique_ptr<fa_graph> capture;   // the graph that calls are recorded into; empty: calls run at once

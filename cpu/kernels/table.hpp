@@ -10,6 +10,10 @@
 
 #include <stdint.h>
 
+// Only the functions of the header leave the library. Its types do not, nor do the templates made of them.
+struct __attribute__((visibility("hidden"))) fa_ctx;
+struct __attribute__((visibility("hidden"))) fa_graph;
+struct __attribute__((visibility("hidden"))) fa_event;
 #pragma GCC visibility push(default)
 #include "../../cuda/flashattn.h"
 #pragma GCC visibility pop
