@@ -6,6 +6,7 @@
 
 import { Arena, sum } from "../ffi/mod.ts";
 import { type Batch, capacityOf, checkBatch } from "./batch.ts";
+import type { RowLosses } from "./ops.ts";
 import { StagedBatch } from "./staging.ts";
 import { Tape } from "./tape.ts";
 import type { Transformer } from "./transformer.ts";
@@ -14,7 +15,7 @@ import type { Transformer } from "./transformer.ts";
 export interface Evaluation {
   /** Mean loss of a target token with the label smoothing asked for, in nats. */
   loss: number;
-  /** Mean of minus the log-probability of a target token, in nats. */
+  /** Mean of minus the log-probability of a target token, in nats; NaN without tokens. */
   nll: number;
   /** exp(nll). */
   perplexity: number;
@@ -36,15 +37,9 @@ export function evaluateLoss(
   using arena = new Arena(model.context);
   let [loss, nll, tokens] = [0, 0, 0];
   for (const batch of batches) {
-    checkBatch(batch, model.config);
     arena.reset();
-    const total = arena.tensor([8], "f32");
-    const padded = Boolean(batch.sourceKeyLengths || batch.targetKeyLengths);
-    const staged = new StagedBatch(arena, capacityOf(batch), padded);
-    staged.upload(batch);
-    const pass = { tape: new Tape(arena, { recording: false }), dropout: null, deterministic: false };
-    const gradientScale = total.slice(0, 1); // not read, since nothing records
-    const rows = model.forwardLoss(pass, staged.device, { smoothing: options.smoothing ?? 0, gradientScale });
+    const total = arena.tensor([8], "f32"); // two sums, each on 16 bytes
+    const rows = rowLosses(model, arena, batch, options.smoothing ?? 0); // [Rt]
     sum(total.slice(0, 1), rows.loss, false);
     sum(total.slice(4, 1), rows.nll, false);
     const values = total.floats();
@@ -53,4 +48,27 @@ export function evaluateLoss(
     tokens += batch.targetTokens;
   }
   return { loss: loss / tokens, nll: nll / tokens, perplexity: Math.exp(nll / tokens), tokens };
+}
+
+/**
+ * The log-probability of each target sentence of a batch given its source, EOS included, in nats.
+ *
+ * @throws {RangeError} If the batch does not fit the model.
+ */
+export function scoreSentences(model: Transformer, batch: Batch): number[] {
+  using arena = new Arena(model.context);
+  const nll = rowLosses(model, arena, batch, 0).nll.floats(); // [Rt]
+  return Array.from({ length: batch.sentences }, (_, b) => {
+    const rows = nll.subarray(batch.targetOffsets[b], batch.targetOffsets[b + 1]);
+    return -rows.reduce((total, value) => total + value, 0);
+  });
+}
+
+function rowLosses(model: Transformer, arena: Arena, batch: Batch, smoothing: number): RowLosses {
+  checkBatch(batch, model.config);
+  const padded = Boolean(batch.sourceKeyLengths || batch.targetKeyLengths);
+  const staged = new StagedBatch(arena, capacityOf(batch), padded);
+  staged.upload(batch);
+  const pass = { tape: new Tape(arena, { recording: false }), dropout: null, deterministic: false };
+  return model.forwardLoss(pass, staged.device, { smoothing, gradientScale: null });
 }

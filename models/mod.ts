@@ -6,8 +6,15 @@
 
 export { type Batch, BOS_ID, type Capacity, capacityOf, EOS_ID, PAD_ID } from "./batch.ts";
 export { checkModelConfig, type ModelConfig, parameterCount, trainingFlops, type Tying } from "./config.ts";
-export { type BeamOptions, beamSearch, type DecodeOptions, greedy, type Hypothesis } from "./decode.ts";
-export { evaluateLoss, type Evaluation } from "./evaluate.ts";
+export {
+  type BeamOptions,
+  beamSearch,
+  type DecodeOptions,
+  greedy,
+  type Hypothesis,
+  lengthPenalty,
+} from "./decode.ts";
+export { evaluateLoss, type Evaluation, scoreSentences } from "./evaluate.ts";
 export type { Pass } from "./layers.ts";
 export { type StepFacts, type StepMetrics, summarise, type TrainingMetrics } from "./metrics.ts";
 export type { AdamOptions } from "./optimizer.ts";

@@ -236,8 +236,8 @@ export interface CrossEntropyOptions {
   classes: number;
   /** Label smoothing, 0 to less than 1. */
   smoothing: number;
-  /** f32 [1] on the device: factor of the gradient, one over the target tokens of the step. */
-  gradientScale: Tensor;
+  /** f32 [1] on the device: factor of the gradient, one over the target tokens of the step; null: no gradient. */
+  gradientScale: Tensor | null;
 }
 
 /** Losses of each row, in nats. */
@@ -249,8 +249,8 @@ export interface RowLosses {
 }
 
 /**
- * Softmax cross-entropy with label smoothing (Szegedy et al. 2016, section 7). On a recording tape the gradient takes the
- * place of the logits.
+ * Softmax cross-entropy with label smoothing (Szegedy et al. 2016, section 7). Given a scale, the gradient takes the place of
+ * the logits.
  */
 export function crossEntropyLoss(tape: Tape, logits: Value, options: CrossEntropyOptions): RowLosses {
   const loss = tape.tensor([logits.data.rows], "f32"); // [R]
@@ -263,8 +263,8 @@ export function crossEntropyLoss(tape: Tape, logits: Value, options: CrossEntrop
     nll,
     smoothing: options.smoothing,
     padId: PAD_ID,
-    gradScale: tape.recording ? options.gradientScale : null,
+    gradScale: options.gradientScale,
   });
-  if (tape.recording) logits.gradient = logits.data;
+  if (options.gradientScale !== null) logits.gradient = logits.data;
   return { loss, nll };
 }

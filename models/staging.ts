@@ -1,31 +1,24 @@
 /**
- * Batches on their way to the device: all integers of a batch in one buffer, at fixed places for a capacity, so that one
- * upload carries them and a captured graph finds them again.
+ * Batches on their way to the device: at fixed places for a capacity, so that a captured graph finds them again.
  *
  * @module
  */
 
-import type { Arena, Tensor } from "../ffi/mod.ts";
-import { type Batch, type Capacity, PAD_ID } from "./batch.ts";
+import type { Arena } from "../ffi/mod.ts";
+import { type Batch, type Capacity, capacityOf, PAD_ID } from "./batch.ts";
+import { IntegerBuffer } from "./integers.ts";
 import type { DeviceBatch } from "./transformer.ts";
 
-const ALIGNMENT = 64; // integers: 256 bytes, as the arena aligns
-
-/** Names and lengths of the arrays, in their order. */
-function sections(capacity: Capacity): readonly (readonly [string, number])[] {
-  const { sourceRows, targetRows, sentences } = capacity;
-  return [
-    ["sourceIds", sourceRows],
-    ["sourcePositions", sourceRows],
-    ["targetInput", targetRows],
-    ["targetOutput", targetRows],
-    ["targetPositions", targetRows],
-    ["sourceOffsets", sentences + 1],
-    ["targetOffsets", sentences + 1],
-    ["sourceKeyLengths", sentences],
-    ["targetKeyLengths", sentences],
-  ];
-}
+type Name =
+  | "sourceIds"
+  | "sourcePositions"
+  | "sourceOffsets"
+  | "sourceKeyLengths"
+  | "targetInput"
+  | "targetOutput"
+  | "targetPositions"
+  | "targetOffsets"
+  | "targetKeyLengths";
 
 /** Room for one batch after another on the device. */
 export class StagedBatch {
@@ -33,9 +26,7 @@ export class StagedBatch {
   readonly device: DeviceBatch;
   /** What fits. */
   readonly capacity: Readonly<Capacity>;
-  readonly #host: Int32Array<ArrayBuffer>;
-  readonly #buffer: Tensor;
-  readonly #offsets = new Map<string, number>();
+  readonly #integers: IntegerBuffer<Name>;
 
   /**
    * Takes room from `arena`.
@@ -43,40 +34,36 @@ export class StagedBatch {
    * @param padded Whether batches come with key lengths.
    */
   constructor(arena: Arena, capacity: Capacity, padded: boolean) {
+    const { sourceRows, targetRows, sentences } = capacity;
     this.capacity = capacity;
-    let size = 0;
-    for (const [name, length] of sections(capacity)) {
-      this.#offsets.set(name, size);
-      size += Math.ceil(length / ALIGNMENT) * ALIGNMENT;
-    }
-    this.#host = new Int32Array(size);
-    this.#buffer = arena.tensor([size], "i32");
-    const views = new Map(
-      sections(capacity).map((
-        [name, length],
-      ) => [name, this.#buffer.slice(this.#offsets.get(name) ?? 0, length)]),
-    );
-    const view = (name: string): Tensor => {
-      const tensor = views.get(name);
-      if (tensor === undefined) throw new ReferenceError(`Cannot stage ${name}`);
-      return tensor;
-    };
+    const integers = new IntegerBuffer<Name>(arena, {
+      sourceIds: sourceRows,
+      sourcePositions: sourceRows,
+      sourceOffsets: sentences + 1,
+      sourceKeyLengths: sentences,
+      targetInput: targetRows,
+      targetOutput: targetRows,
+      targetPositions: targetRows,
+      targetOffsets: sentences + 1,
+      targetKeyLengths: sentences,
+    });
+    this.#integers = integers;
     this.device = {
       source: {
-        ids: view("sourceIds"),
-        positions: view("sourcePositions"),
-        offsets: view("sourceOffsets"),
-        keyLengths: padded ? view("sourceKeyLengths") : null,
+        ids: integers.view("sourceIds"), // [Rs]
+        positions: integers.view("sourcePositions"), // [Rs]
+        offsets: integers.view("sourceOffsets"), // [B + 1]
+        keyLengths: padded ? integers.view("sourceKeyLengths") : null, // [B]
         maxLength: capacity.maxSource,
       },
       target: {
-        ids: view("targetInput"),
-        positions: view("targetPositions"),
-        offsets: view("targetOffsets"),
-        keyLengths: padded ? view("targetKeyLengths") : null,
+        ids: integers.view("targetInput"), // [Rt]
+        positions: integers.view("targetPositions"), // [Rt]
+        offsets: integers.view("targetOffsets"), // [B + 1]
+        keyLengths: padded ? integers.view("targetKeyLengths") : null, // [B]
         maxLength: capacity.maxTarget,
       },
-      targets: view("targetOutput"),
+      targets: integers.view("targetOutput"), // [Rt]
     };
   }
 
@@ -86,37 +73,31 @@ export class StagedBatch {
    * @throws {RangeError} If it does not fit.
    */
   upload(batch: Batch): void {
-    const { capacity } = this;
-    const needs: Capacity = {
-      sourceRows: batch.sourceIds.length,
-      targetRows: batch.targetInput.length,
-      sentences: batch.sentences,
-      maxSource: batch.maxSource,
-      maxTarget: batch.maxTarget,
-    };
+    const needs = capacityOf(batch);
     for (const key of Object.keys(needs) as (keyof Capacity)[]) {
-      if (needs[key] > capacity[key]) {
+      if (needs[key] > this.capacity[key]) {
         throw new RangeError(
-          `Cannot stage a batch as ${key} must be at most ${capacity[key]}: current value is ${needs[key]}`,
+          `Cannot stage a batch as ${key} must be at most ${this.capacity[key]}: current value is ${
+            needs[key]
+          }`,
         );
       }
     }
-    this.#fill("sourceIds", batch.sourceIds, PAD_ID);
-    this.#fill("sourcePositions", batch.sourcePositions, 0);
-    this.#fill("targetInput", batch.targetInput, PAD_ID);
-    this.#fill("targetOutput", batch.targetOutput, PAD_ID);
-    this.#fill("targetPositions", batch.targetPositions, 0);
-    this.#fill("sourceOffsets", batch.sourceOffsets, batch.sourceOffsets.at(-1) ?? 0);
-    this.#fill("targetOffsets", batch.targetOffsets, batch.targetOffsets.at(-1) ?? 0);
-    this.#fill("sourceKeyLengths", batch.sourceKeyLengths ?? [], 0);
-    this.#fill("targetKeyLengths", batch.targetKeyLengths ?? [], 0);
-    this.#buffer.write(this.#host);
+    const integers = this.#integers;
+    integers.set("sourceIds", batch.sourceIds, PAD_ID);
+    integers.set("sourcePositions", batch.sourcePositions);
+    integers.set("sourceOffsets", batch.sourceOffsets, batch.sourceOffsets.at(-1));
+    integers.set("sourceKeyLengths", batch.sourceKeyLengths ?? lengths(batch.sourceOffsets));
+    integers.set("targetInput", batch.targetInput, PAD_ID);
+    integers.set("targetOutput", batch.targetOutput, PAD_ID);
+    integers.set("targetPositions", batch.targetPositions);
+    integers.set("targetOffsets", batch.targetOffsets, batch.targetOffsets.at(-1));
+    integers.set("targetKeyLengths", batch.targetKeyLengths ?? lengths(batch.targetOffsets));
+    integers.upload();
   }
+}
 
-  #fill(name: string, values: ArrayLike<number>, rest: number): void {
-    const start = this.#offsets.get(name) ?? 0;
-    const length = sections(this.capacity).find(([other]) => other === name)?.[1] ?? 0;
-    this.#host.set(values, start);
-    this.#host.fill(rest, start + values.length, start + length);
-  }
+/** Rows of each sentence. */
+function lengths(offsets: Int32Array): Int32Array {
+  return offsets.subarray(1).map((end, b) => end - (offsets[b] ?? 0));
 }
