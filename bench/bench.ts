@@ -2,7 +2,7 @@
  * `deno task bench`: times what this suite computes, checks it, and prints tables.
  *
  * `--what sweep` (the default) runs the three attention forms over the sequence lengths; `gemm` and `kernels` the rest of
- * the library; `step` whole training steps; `decode` translation. Exit code 1 where a result is wrong.
+ * the library; `step` whole training steps. Exit code 1 where a result is wrong.
  *
  * @module
  */
@@ -12,6 +12,7 @@ import { createCommand, integer, note, number, print, runMain, UsageError } from
 import { ATTENTION_FORMS, type AttentionForm, Context } from "../ffi/mod.ts";
 import { benchGemm, benchKernels, type KernelSizes } from "./kernels.ts";
 import { runPeer } from "./peers.ts";
+import { benchStep, STEP_MODELS, type StepJob, type StepRow } from "./step.ts";
 import {
   ATTENTION_COLUMNS,
   attentionFlops,
@@ -26,7 +27,7 @@ import type { TimingOptions } from "./timing.ts";
 const LENGTHS = [200, 400, 800, 1000, 2000];
 const GPU_EPOCHS = 1000;
 const CPU_BOX_SECONDS = 5;
-const KINDS = ["sweep", "gemm", "kernels"] as const;
+const KINDS = ["sweep", "gemm", "kernels", "step"] as const;
 
 const COMMAND = createCommand(
   "bench",
@@ -75,14 +76,18 @@ function timingOptions(context: Context, options: Options): TimingOptions {
   };
 }
 
-function sweepOptions(context: Context, options: Options): SweepOptions {
+function formsOf(options: Options): readonly AttentionForm[] {
   const attn = options.attn_type ?? options.attn;
+  return attn === "all" ? ATTENTION_FORMS : [attn];
+}
+
+function sweepOptions(context: Context, options: Options): SweepOptions {
   const cpu = context.device === "cpu";
   const mask = options.mask ?? (cpu ? "none" : "both");
   const pass = options.pass ?? (cpu ? "forward" : "both");
   return {
     ...timingOptions(context, options),
-    forms: attn === "all" ? ATTENTION_FORMS : [attn satisfies AttentionForm],
+    forms: formsOf(options),
     lengths: options.seq_len === undefined ? LENGTHS : [options.seq_len],
     causal: mask === "both" ? [false, true] : [mask === "causal"],
     passes: pass === "both" ? ["forward", "backward"] : [pass],
@@ -247,6 +252,67 @@ async function runKernels(context: Context, options: Options): Promise<void> {
   await writeCsv(options.csv, [describeMachine(context), commandLine()], columns, rows);
 }
 
+const GPU_STEPS: readonly StepJob[] = [
+  { model: "base", B: 32, L: 40 },
+  { model: "base", B: 128, L: 64 },
+  { model: "base", B: 256, L: 96 },
+  { model: "base", B: 32, L: 800 },
+  { model: "tiny", B: 256, L: 16 },
+  { model: "tiny", B: 1024, L: 16 },
+];
+const CPU_STEPS: readonly StepJob[] = [{ model: "small-cpu", B: 64, L: 16 }, {
+  model: "small",
+  B: 64,
+  L: 16,
+}];
+
+async function stepPeers(jobs: readonly StepJob[], steps: number): Promise<StepRow[]> {
+  const requests = jobs.map((job) => ({ ...job, ...STEP_MODELS[job.model] }));
+  const rows = await runPeer("step.py", { jobs: requests, steps });
+  return rows.map((untyped) => {
+    const row = untyped as Omit<StepRow, "tokens_per_second" | "tflops">;
+    return { ...row, tokens_per_second: (2 * row.B * row.L * 1000) / row.ms, tflops: NaN };
+  });
+}
+
+async function runStep(context: Context, options: Options): Promise<void> {
+  const cuda = context.device === "cuda";
+  const jobs = cuda ? GPU_STEPS : CPU_STEPS;
+  const steps = options.epochs ?? (cuda ? 50 : 4);
+  const rows = jobs.flatMap((job) => formsOf(options).map((form) => benchStep(context, job, form, steps)));
+  if (options.peers === true) rows.push(...await stepPeers(jobs, steps));
+  if (options.json === true) {
+    return print(JSON.stringify(rows.map((row) => ({ ...row, tflops: finite(row.tflops) }))));
+  }
+  const body = rows.map((row) => [
+    `${row.model} ${row.B} x ${row.L}`,
+    row.attn,
+    row.ms.toPrecision(4),
+    `${row.ms_low.toPrecision(4)} to ${row.ms_high.toPrecision(4)}`,
+    Math.round(row.tokens_per_second).toLocaleString("en"),
+    Number.isNaN(row.tflops) ? "-" : row.tflops.toPrecision(3),
+  ]);
+  print(
+    `${
+      describeMachine(context)
+    }\ndropout 0.1, label smoothing 0.1, clipping, Adam; ${steps} steps a round, 5 rounds\n`,
+  );
+  print(table(["training step", "attention", "ms", "spread", "tokens/s (both sides)", "TFLOP/s"], body));
+  if (options.csv === undefined) return;
+  const columns = [
+    "attn",
+    "model",
+    "B",
+    "L",
+    "ms",
+    "ms_low",
+    "ms_high",
+    "tokens_per_second",
+    "tflops",
+  ] as const;
+  await writeCsv(options.csv, [describeMachine(context), commandLine()], columns, rows);
+}
+
 async function main(): Promise<void> {
   const options = COMMAND.parse(Deno.args, { from: "user" }).opts();
   using context = new Context({ device: options.device });
@@ -257,6 +323,7 @@ async function main(): Promise<void> {
   if (options.what === "sweep") right = await runSweep(context, options);
   if (options.what === "gemm") await runGemm(context, options);
   if (options.what === "kernels") await runKernels(context, options);
+  if (options.what === "step") await runStep(context, options);
   if (!right) Deno.exit(1);
 }
 
