@@ -43,6 +43,15 @@ function whole(initial: number, minimum: number, help: string, free = false): Fi
   };
 }
 
+function wholeUpTo(initial: number, minimum: number, maximum: number, help: string): Field<number> {
+  const field = whole(initial, minimum, help, true);
+  return {
+    ...field,
+    rule: `a whole number from ${minimum} to ${maximum}`,
+    accepts: (value) => field.accepts(value) && Number(value) <= maximum,
+  };
+}
+
 function real(initial: number, low: number, high: number, help: string, free = false): Field<number> {
   const inRange = (value: number): boolean =>
     value >= low && (high === Infinity ? value < high : value <= high);
@@ -138,7 +147,7 @@ export const SCHEMA = {
   clipNorm: real(1, 0, Infinity, "clip the gradient to this norm (0: never)"),
   patience: whole(0, 0, "stop after n epochs without a better dev BLEU (0: never)", true),
   nonFiniteLimit: whole(5, 1, "stop after n steps in a row whose loss is not a finite number", true),
-  beam: whole(4, 1, "hypotheses of the beam search on the test set", true),
+  beam: wholeUpTo(4, 1, 32, "hypotheses of the beam search on the test set"),
   lengthPenalty: real(0.6, 0, 10, "exponent a of the length penalty ((5 + length) / 6)^a", true),
   maxLen: whole(0, 0, "most tokens of a translation (0: 1.5 times the source plus 10)", true),
   device: choice(["auto", "cuda", "cpu"], "auto", "device", true),
@@ -305,6 +314,9 @@ export function resolveConfig(...layers: readonly PartialConfig[]): Config {
       "Cannot use dModel with these heads as dModel / heads must be a multiple of 8 up to 128: " +
         `current value is ${dModel} / ${heads} = ${headDim}`,
     );
+  }
+  if (config.ff % 8 !== 0) {
+    throw new RangeError(`Cannot use ff ${config.ff} as it must be a multiple of 8`);
   }
   if (config.src === config.tgt && config.src !== "auto") {
     throw new RangeError(`Cannot use tgt "${config.tgt}" as it must differ from src`);
