@@ -1,4 +1,4 @@
-import { assertLess } from "@std/assert";
+import { assertGreater, assertLess } from "@std/assert";
 import { ATTENTION_FORMS } from "../../ffi/mod.ts";
 import { type ModelConfig, Trainer, Transformer } from "../../models/mod.ts";
 import { openTestContext } from "../context.ts";
@@ -66,4 +66,43 @@ for (const [name, config] of CASES) {
       }
     });
   }
+}
+
+for (const attention of ATTENTION_FORMS) {
+  Deno.test(`gradients under dropout are those of the masked loss: ${attention}`, () => {
+    using context = openTestContext();
+    using model = perturbed({ ...TINY, attention }, context);
+    const schedule = { kind: "constant", rate: 0 } as const;
+    using trainer = new Trainer({
+      model,
+      schedule,
+      smoothing: SMOOTHING,
+      dropout: 0.3,
+      seed: 5,
+      accumulate: 2,
+    });
+    const batches = [batchOf(randomPairs(11, LENGTHS)), batchOf(randomPairs(12, LENGTHS))];
+    const start = trainer.state();
+    /** The loss of step 1, whose masks are always the same, at weights moved along the gradient. */
+    const lossAt = (distance: number, direction: Record<string, Float32Array>): number => {
+      const weights = Object.fromEntries(
+        Object.entries(start.weights).map(([key, values]) => [
+          key,
+          values.map((value, i) => value + distance * (direction[key]?.[i] ?? NaN)),
+        ]),
+      );
+      trainer.load({ ...start, weights });
+      trainer.step(batches);
+      return trainer.readMetrics().loss;
+    };
+    trainer.step(batches);
+    const { gradientNorm, loss } = trainer.readMetrics().steps[0] ?? { gradientNorm: NaN, loss: NaN };
+    const gradients = model.parameters.readGradients();
+    const exact = context.dtype === "f32";
+    const h = exact ? 2e-3 : 2e-2;
+    const slope = (lossAt(h, gradients) - lossAt(-h, gradients)) / (2 * h);
+    assertLess(Math.abs(slope / gradientNorm ** 2 - 1), exact ? 5e-3 : 0.1);
+    const plain = referenceLoss(model.config, start.weights, batchOf(randomPairs(11, LENGTHS)), SMOOTHING);
+    assertGreater(Math.abs(loss - plain), 1e-3, "dropout acts");
+  });
 }
