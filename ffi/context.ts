@@ -91,7 +91,11 @@ export class Context implements Disposable {
     this.#handle = Deno.UnsafePointer.create<"fa_ctx">(out[0] ?? 0n);
   }
 
-  /** The library's functions, for the other modules of this folder. */
+  /**
+   * The library's functions, for the other modules of this folder.
+   *
+   * @internal
+   */
   get symbols(): Symbols {
     return this.#symbols;
   }
@@ -99,6 +103,7 @@ export class Context implements Disposable {
   /**
    * The native handle, for the other modules of this folder.
    *
+   * @internal
    * @throws {ReferenceError} If the context is disposed of.
    */
   get handle(): ContextHandle {
@@ -116,7 +121,11 @@ export class Context implements Disposable {
     return this.#allocations.values().reduce((sum, bytes) => sum + bytes, 0);
   }
 
-  /** Throws the typed error of `status`, where it is one. */
+  /**
+   * Throws the typed error of `status`, where it is one.
+   *
+   * @internal
+   */
   check(symbol: string, status: Status): void {
     if (status === 0) return;
     throw nativeError(symbol, status, this.#lastError());

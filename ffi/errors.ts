@@ -19,6 +19,7 @@ const OUT_OF_MEMORY = 3;
 
 /** What the native library reports: an argument it refuses, or a failure of the device. */
 export class NativeError extends Error {
+  /** Name shown before the message. */
   override name = "NativeError";
   /** The C function that failed, e.g. `fa_gemm`. */
   readonly symbol: string;
@@ -35,11 +36,13 @@ export class NativeError extends Error {
 
 /** The device has no room for an allocation. */
 export class OutOfMemoryError extends NativeError {
+  /** Name shown before the message. */
   override name = "OutOfMemoryError";
 }
 
 /** No usable library or device: what is missing, and what to do about it. */
 export class LibraryError extends Error {
+  /** Name shown before the message. */
   override name = "LibraryError";
 }
 
