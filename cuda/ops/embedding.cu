@@ -138,14 +138,14 @@ __device__ __forceinline__ bool add_listed(float (&sum)[8], const RowList &list,
     any = any || mask != 0;
     while (mask != 0) {
       Pack<T> pack[batch];
-      int64_t row[batch];
+      int row[batch];
       const int count = min(batch, __popc(mask));
 #pragma unroll
       for (int u = 0; u < batch; u++) {
         if (u >= count) break;
         row[u] = list.row[i + __ffs(mask) - 1];
         mask &= mask - 1;
-        if (valid > 0) pack[u] = load_pack<T, Vector>(dout + row[u] * a.C + column, valid);
+        if (valid > 0) pack[u] = load_pack<T, Vector>(dout + int64_t{row[u]} * a.C + column, valid);
       }
       if (valid <= 0) continue;
 #pragma unroll
@@ -185,7 +185,7 @@ __device__ __forceinline__ void add_list(float *dtable, const RowList &list, int
 }
 
 template <class T, bool Vector>
-__global__ __launch_bounds__(gather_threads) void embedding_backward_kernel(float *dtable, const T *dout,
+__global__ __launch_bounds__(gather_threads, 3) void embedding_backward_kernel(float *dtable, const T *dout,
                                                                             EmbeddingBackward a, DropoutParams params) {
   __shared__ RowList list;
   const Dropout dropout(params);
@@ -261,7 +261,7 @@ extern "C" FA_EXPORT fa_status fa_embedding_backward(fa_ctx *ctx, float *dtable,
       FA_TRY(check_pointer(ctx, dout, "dout"));
     }
     // Every block reads all ids, so there are only as many blocks as are resident at once.
-    const int span = static_cast<int>(std::max<int64_t>(8, fa::ceil_div(V, 4 * int64_t{ctx->sm_count})));
+    const int span = static_cast<int>(std::max<int64_t>(8, fa::ceil_div(V, 3 * int64_t{ctx->sm_count})));
     const unsigned grid = static_cast<unsigned>(fa::ceil_div(V, span));
     const fa::EmbeddingBackward arguments{ids, rows, C, V, skip_id, span, scale, accumulate != 0};
     return fa::by_dtype(dtype, [&](auto type) {
