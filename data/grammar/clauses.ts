@@ -9,6 +9,7 @@ import type { Random } from "../random.ts";
 import { ACTIVITIES, PLACES, TRANSITIVES, type Verb } from "./lexicon.ts";
 import {
   choose,
+  clashes,
   duration,
   objectOf,
   type ObjectStyle,
@@ -174,11 +175,14 @@ function chinese(clause: Clause, mood: Mood): string {
   if (tense === "can" && predicate.flags.includes("skill")) [positive, negated] = ["会", "不会"];
   // "Have you ever": the question has 过 alone.
   if (tense === "experience" && mood !== "statement") positive = "";
-  const auxiliary = negative ? negated : positive;
+  let auxiliary = negative ? negated : positive;
   const company = clause.company === undefined ? "" : `和${clause.company.zh}一起`;
   let place = clause.place === undefined ? "" : `在${clause.place.zh}`;
-  // 正在 and 没有在 already hold the 在 of a place that follows at once.
-  if (place !== "" && tense === "progressive" && company === "") place = place.slice(1);
+  if (place !== "" && tense === "progressive") {
+    // One 在 is enough: 正在图书馆, but 正和汤姆一起在图书馆.
+    if (company === "") place = place.slice(1);
+    else auxiliary = auxiliary.slice(0, -1);
+  }
   const time = clause.time?.zh ?? "";
   const reason = typeof mood === "object" && mood.reason ? "为什么" : "";
   const middle = [
@@ -268,7 +272,7 @@ function timeFor(random: Random, tense: Tense): Phrase | undefined {
 /** How often each tense is drawn. */
 const TENSES: readonly (readonly [number, Tense])[] = [
   [8, "past"],
-  [6, "present"],
+  [8, "present"],
   [5, "progressive"],
   [4, "future"],
   [2, "going"],
@@ -311,11 +315,21 @@ export function someClause(random: Random, wish: ClauseWish = {}): Clause {
   const definite = tense === "experience" || tense === "perfect";
   const style = wish.style ??
     (negative ? "negative" : tense === "like" ? "general" : definite ? "definite" : "any");
-  const predicate = isActivity ? activity(random) : transitive(random, tense, style);
+  const subject = wish.subject ?? shortSubject(random);
+  const another = <T>(draw: () => T, phrase: (drawn: T) => Phrase): T => {
+    let drawn = draw();
+    while (clashes(subject, phrase(drawn))) drawn = draw();
+    return drawn;
+  };
+  const predicate = isActivity
+    ? activity(random)
+    : another(() => transitive(random, tense, style), ({ tail, object }) => ({ en: tail, zh: object }));
   const stative = predicate.flags.includes("stative");
   const active = !stative && !predicate.flags.includes("event");
   const ambiguous = tense === "past" && predicate.verb.past === predicate.verb.base;
-  let time = stative || wish.timeless ? undefined : timeFor(random, tense);
+  // "Does not swim every day" would deny the "every": 不每天.
+  const denied = tense === "present" && negative;
+  let time = stative || denied || wish.timeless ? undefined : timeFor(random, tense);
   // "They read books" is past or present: a past that looks like the present needs a time.
   if (ambiguous && !negative && time === undefined) time = timeOf(random, "past");
   const takesPlace = tense !== "perfect" && tense !== "experience" && !stative;
@@ -332,7 +346,7 @@ export function someClause(random: Random, wish: ClauseWish = {}): Clause {
     ["past", "present", "future", "going"].includes(tense);
   const frequent = tense === "present" && !negative && !stative && time === undefined && random.chance(0.6);
   return {
-    subject: wish.subject ?? shortSubject(random),
+    subject,
     predicate,
     tense,
     negative,

@@ -75,32 +75,32 @@ function nouns(kind: Noun["kind"], table: string): Noun[] {
     zh,
     measure,
     kind,
-    groups: groups.split(",").concat(kind),
+    groups: groups.split(",").concat(kind, en),
   }));
 }
 
-/** People. */
+/** People. Groups: job; known (one may have one's own). */
 export const PEOPLE: readonly Noun[] = nouns(
   "person",
-  `teacher 老师 位 job
-  doctor 医生 位 job
-  student 学生 个 job
+  `teacher 老师 位 job,known
+  doctor 医生 位 job,known
+  student 学生 个 job,known
   nurse 护士 位 job
-  driver 司机 位 job
+  driver 司机 位 job,known
   worker 工人 位 job
   farmer 农民 位 job
   singer 歌手 位 job
   writer 作家 位 job
-  lawyer 律师 位 job
+  lawyer 律师 位 job,known
   engineer 工程师 位 job
   scientist 科学家 位 job
   policeman 警察 位 job policemen
   boy 男孩 个 -
   girl 女孩 个 -
   child 孩子 个 - children
-  friend 朋友 个 -
-  neighbor 邻居 个 -
-  guest 客人 位 -`,
+  friend 朋友 个 known
+  neighbor 邻居 个 known
+  guest 客人 位 known`,
 );
 
 /** Relatives; after a pronoun in the singular they go without 的. */
@@ -129,11 +129,7 @@ export const ANIMALS: readonly Noun[] = nouns(
   horse 马 匹 ridable,farm
   cow 牛 头 farm
   pig 猪 头 farm
-  duck 鸭子 只 farm
-  tiger 老虎 只 wild
-  monkey 猴子 只 wild
-  elephant 大象 头 wild
-  snake 蛇 条 wild`,
+  duck 鸭子 只 farm`,
 );
 
 /**
@@ -303,7 +299,7 @@ export const SPOTS: readonly (readonly [string, string])[] = rows(
 
 /** Transitive verbs: forms, Chinese, noun groups, flags. */
 export const TRANSITIVES: readonly Transitive[] = rows(
-  `buy buys bought bought buying 买 goods -
+  `buy buys bought bought buying 买 goods,goods,edible,drink -
   sell sells sold sold selling 卖 goods -
   read reads read read reading 读 text -
   write writes wrote written writing 写 writing -
@@ -392,12 +388,12 @@ function comparison(en: string, comparative: string): [string, string] {
  * they describe: noun kinds and groups, and "person*" for a predicate only.
  */
 export const ADJECTIVES: readonly Adjective[] = rows(
-  `big bigger 大 大 animal,goods,home,room
-  small smaller 小 小 animal,goods,home,room
-  new newer 新 新 goods,text,home,film
-  expensive more 昂贵的 贵 goods
-  cheap cheaper 便宜的 便宜 goods
-  heavy heavier 重的 重 furniture,machine,bag
+  `big bigger 大 大 animal,food,clothes,furniture,bag,box,home,room
+  small smaller 小 小 animal,food,clothes,furniture,bag,box,home,room
+  new newer 新 新 clothes,headwear,machine,furniture,home,film,book,dictionary,bag,umbrella,toy
+  expensive more 昂贵的 贵 clothes,headwear,machine,furniture,home,bag,gift,dictionary
+  cheap cheaper 便宜的 便宜 clothes,headwear,machine,furniture,pen,umbrella,dictionary,cup
+  heavy heavier 重的 重 table,chair,bag,box,bicycle,mirror
   beautiful more 漂亮的 漂亮 clothes,home,flower,furniture,pet
   interesting more 有意思的 有意思 text,film
   fast faster 快的 快 vehicle,ridable

@@ -41,22 +41,3 @@ export function chineseNumber(n: number): string {
 export function chineseCount(n: number): string {
   return n === 2 ? "两" : chineseNumber(n);
 }
-
-const ORDINALS: Record<string, string> = {
-  one: "first",
-  two: "second",
-  three: "third",
-  five: "fifth",
-  eight: "eighth",
-  nine: "ninth",
-  twelve: "twelfth",
-  twenty: "twentieth",
-  thirty: "thirtieth",
-};
-
-/** 1 to 31 as an English ordinal: "twenty-first". */
-export function englishOrdinal(n: number): string {
-  const words = englishNumber(n).split("-");
-  const last = words.pop() ?? "";
-  return [...words, ORDINALS[last] ?? `${last}th`].join("-");
-}

@@ -51,6 +51,16 @@ export function choose<T>(random: Random, options: readonly (readonly [number, (
 /** Every noun that is counted. */
 export const NOUNS: readonly Noun[] = [...PEOPLE, ...ANIMALS, ...THINGS];
 
+const GROUPS = new Map<string, Noun[]>();
+for (const noun of NOUNS) {
+  for (const group of noun.groups) GROUPS.set(group, [...GROUPS.get(group) ?? [], noun]);
+}
+
+/** The nouns of a group or kind. */
+export function inGroup(group: string): readonly Noun[] {
+  return GROUPS.get(group) ?? [];
+}
+
 const POSSESSIVES: readonly Phrase[] = [
   { en: "my", zh: "我" },
   { en: "your", zh: "你" },
@@ -161,10 +171,19 @@ function possessed(random: Random, noun: Noun, quality: Phrase): NounPhrase {
     ? random.pick(POSSESSIVES)
     : ((name) => ({ en: `${name[0]}'s`, zh: name[1] }))(random.pick(NAMES));
   const plural = noun.kind !== "thing" && random.chance(0.3);
-  const zh = `${owner.zh}的${quality.zh}${noun.zh}`;
+  // One 的 is enough: 我的新书, but 我漂亮的大衣.
+  const joint = quality.zh.endsWith("的") ? "" : "的";
+  const zh = owner.zh + joint + quality.zh + noun.zh;
   const person = plural ? "plural" : "third";
   const en = `${owner.en} ${quality.en}${plural ? noun.plural : noun.en}`;
   return { en, zh: plural && noun.kind === "person" ? `${zh}们` : zh, person, all: false, noun };
+}
+
+/** Whether a pronoun would speak of the subject again, as in "I see me". */
+export function clashes(subject: Phrase, object: Phrase): boolean {
+  const who = subject.zh.charAt(0);
+  return (who === "我" || who === "你") && subject.zh.length <= 2 &&
+    new RegExp(`^${who}们?$`).test(object.zh);
 }
 
 /** "my mother": relatives lose 的 after a pronoun in the singular. */
@@ -211,7 +230,7 @@ export function someone(random: Random): Subject {
       const determiner = choose<Determiner>(random, [
         [5, () => "the"],
         [2, () => "this"],
-        [2, () => "possessive"],
+        [noun.groups.includes("known") ? 4 : 0, () => "possessive"],
         [1, () => "number"],
       ]);
       return nounPhrase(random, noun, determiner);
@@ -265,7 +284,7 @@ export function objectOf(random: Random, groups: readonly string[], style: Objec
   const group = random.pick(groups);
   if (group === "human") return someoneElse(random);
   if (group === "edible" || group === "drink") return substance(random, group === "drink", style);
-  const noun = random.pick(NOUNS.filter((candidate) => candidate.groups.includes(group)));
+  const noun = random.pick(inGroup(group));
   if (style === "negative" && random.chance(0.6)) return { en: `any ${noun.plural}`, zh: noun.zh };
   if (style === "general") return nounPhrase(random, noun, "bare");
   const definite = style !== "any";
@@ -278,11 +297,9 @@ export function objectOf(random: Random, groups: readonly string[], style: Objec
     [2, () => "possessive"],
   ]);
   const phrase = nounPhrase(random, noun, determiner);
-  if (style !== "any" || !random.chance(0.06)) return phrase;
-  const other = random.pick(
-    NOUNS.filter((candidate) => candidate.groups.includes(group) && candidate !== noun),
-  );
-  const second = nounPhrase(random, other, "a", 0);
+  const others = inGroup(group).filter((candidate) => candidate !== noun);
+  if (style !== "any" || others.length === 0 || !random.chance(0.06)) return phrase;
+  const second = nounPhrase(random, random.pick(others), "a", 0);
   return { en: `${phrase.en} and ${second.en}`, zh: `${phrase.zh}和${second.zh}` };
 }
 

@@ -28,14 +28,15 @@ import {
   THINGS,
   TRANSITIVES,
 } from "./lexicon.ts";
-import { chineseCount, chineseNumber, englishNumber, englishOrdinal } from "./numerals.ts";
+import { chineseCount, chineseNumber, englishNumber } from "./numerals.ts";
 import {
   article,
   choose,
+  clashes,
   clock,
   duration,
+  inGroup,
   nounPhrase,
-  NOUNS,
   objectOf,
   type Phrase,
   shortSubject,
@@ -51,10 +52,6 @@ import {
 /** A sentence without capital: the mark at the end says what it is. */
 export interface Sentence extends Phrase {
   mark: "." | "?" | "!";
-}
-
-function inGroup(group: string): Noun[] {
-  return NOUNS.filter((noun) => noun.groups.includes(group));
 }
 
 function statement(phrase: Phrase): Sentence {
@@ -100,7 +97,7 @@ function objectQuestion(random: Random): Sentence {
   const verb = TRANSITIVES.find((candidate) => candidate.base === clause.predicate.verb.base);
   const groups = verb?.takes ?? [];
   const isPerson = groups[0] === "human" && groups.length === 1;
-  const counted = NOUNS.filter((noun) => noun.groups.some((group) => groups.includes(group)));
+  const counted = [...new Set(groups.flatMap(inGroup))];
   const [en, zh] = choose(random, [
     [4, () => isPerson ? ["who", "谁"] : ["what", "什么"]],
     [counted.length > 0 ? 3 : 0, () => {
@@ -142,6 +139,13 @@ function adverbQuestion(random: Random): Sentence {
   return question(render(asked, mood));
 }
 
+/** Someone who is not the subject itself. */
+function another(random: Random, subject: Subject): Phrase {
+  let phrase = someoneElse(random);
+  while (clashes(subject, phrase)) phrase = someoneElse(random);
+  return phrase;
+}
+
 /** "went to Shanghai by train with Mary": means and company come first in Chinese. */
 function journey(random: Random): Sentence {
   const subject = random.chance(0.5) ? shortSubject(random) : someone(random);
@@ -160,7 +164,7 @@ function journey(random: Random): Sentence {
   const negative = random.chance(0.15);
   const went = { base: "go", third: "goes", past: "went", participle: "gone", ing: "going", zh: "去" };
   const clause = someClause(random, { subject, tense, negative, activities: 1 });
-  const company = random.chance(0.25) ? clause.company ?? someoneElse(random) : undefined;
+  const company = random.chance(0.25) ? another(random, subject) : undefined;
   const together = company === undefined ? "" : `和${company.zh}一起`;
   const tail = `to ${place}${means === undefined ? "" : ` ${means.en}`}${
     company === undefined ? "" : ` with ${company.en}`
@@ -197,13 +201,14 @@ function purchaseFor(random: Random): Sentence {
       ["send", "sends", "sent", "寄", ["mail"]],
     ] as const,
   );
-  const receiver = someoneElse(random);
+  const subject = shortSubject(random);
+  const receiver = another(random, subject);
   const things = inGroup(random.pick(groups)).filter((noun) =>
     zh !== "写" || noun.groups.includes("writing")
   );
   const object = nounPhrase(random, random.pick(things), random.pick(["a", "a", "number"] as const));
   const tense = someTense(random, ["past", "future", "going", "want", "should"]);
-  const clause = someClause(random, { tense, negative: false, activities: 1, short: true });
+  const clause = someClause(random, { subject, tense, negative: false, activities: 1, short: true });
   const forms = { base: verb, third, past, participle: past, ing: `${verb}ing`, zh };
   // 给 is the verb itself, or says for whom before another verb.
   const predicate = {
@@ -221,12 +226,13 @@ function purchaseFor(random: Random): Sentence {
 function disposal(random: Random): Sentence {
   const tense = someTense(random, ["past", "future", "should", "must"]);
   const spot = random.pick(SPOTS);
+  const subject = shortSubject(random);
   const [base, past, zh, tail, zhTail, group] = choose<
     readonly [string, string, string, string, string, string]
   >(random, [
     [5, () => ["put", "put", "放在", ` ${spot[0]}`, spot[1], "small"]],
     [2, () => {
-      const receiver = someoneElse(random);
+      const receiver = another(random, subject);
       return ["give", "gave", "给", ` to ${receiver.en}`, receiver.zh, "goods"];
     }],
     [1, () => ["take", "took", "带到", " to the office", "办公室", "small"]],
@@ -237,7 +243,7 @@ function disposal(random: Random): Sentence {
     random.pick(inGroup(group)),
     random.pick(["the", "this", "possessive"] as const),
   );
-  const clause = someClause(random, { tense, negative: false, activities: 1, short: true });
+  const clause = someClause(random, { subject, tense, negative: false, activities: 1, short: true });
   const time = tense === "past" && clause.time === undefined ? timeOf(random, "past") : clause.time;
   const predicate = {
     verb: { base, third: `${base}s`, past, participle: past, ing: base, zh },
@@ -291,8 +297,9 @@ function passive(random: Random): Sentence {
 /** There is, there are. */
 function existence(random: Random): Sentence {
   const [en, zh] = random.pick(SPOTS);
-  const inside = zh.endsWith("里");
-  const groups = ["small", "small", "food", "pet"].concat(inside ? [] : ["person"]);
+  const groups = ["small", "small", "food"];
+  if (!/box|bag/.test(en)) groups.push("pet");
+  if (/front|behind|next|garden|room/.test(en)) groups.push("person");
   const noun = random.pick(inGroup(random.pick(groups)));
   return choose(random, [
     [4, () => {
@@ -428,7 +435,8 @@ function comparison(random: Random): Sentence {
   const adjective = random.pick(fitting);
   const noun = "noun" in subject ? (subject as Subject & { noun: Noun }).noun : undefined;
   const isThing = noun !== undefined && noun.kind !== "person";
-  const other: Phrase = isThing ? thingSubject(random, noun) : plainName(random, subject);
+  let other: Phrase = isThing ? thingSubject(random, noun) : plainName(random, subject);
+  while (other.zh === subject.zh) other = thingSubject(random, noun ?? random.pick(THINGS));
   const { en, comparative, predicate } = adjective;
   const is = be(subject);
   return choose(random, [
@@ -562,15 +570,12 @@ function relativeSentence(random: Random): Sentence {
     }],
     [3, () => {
       const object = objectRelative(random);
-      const clause = someClause(random, {
-        subject,
-        tense: "present",
-        activities: 0,
-        timeless: true,
-        short: true,
-      });
-      const verb = TRANSITIVES.find(({ base }) => base === random.pick(["like", "want", "need"])) ??
-        clause.predicate.verb;
+      const kinds = object.noun.groups.concat(object.noun.kind === "person" ? "human" : []);
+      const fitting = TRANSITIVES.filter(({ takes, past, base }) =>
+        takes.some((group) => kinds.includes(group)) && past !== base
+      );
+      const verb = random.pick(fitting);
+      const tense = verb.flags.includes("stative") ? "present" : random.pick(["past", "future"] as const);
       const predicate = {
         verb,
         tail: object.en,
@@ -579,7 +584,7 @@ function relativeSentence(random: Random): Sentence {
         flags: [],
         isActivity: false,
       };
-      return statement(render({ subject, predicate, tense: "present", negative: clause.negative }));
+      return statement(render({ subject, predicate, tense, negative: random.chance(0.15) }));
     }],
     [3, () => {
       const person = subjectRelative(random);
@@ -603,12 +608,12 @@ function relativeSentence(random: Random): Sentence {
   ]);
 }
 
-/** Age, price, hour, date, amount. */
+/** Age, price, hour, day. */
 function figures(random: Random): Sentence {
   return choose(random, [
     [2, () => {
       const subject = shortSubject(random);
-      const n = 3 + random.int(80);
+      const n = random.chance(0.4) ? 10 + random.int(10) : 3 + random.int(80);
       return statement({
         en: `${subject.en} ${be(subject)} ${englishNumber(n)} years old`,
         zh: `${subject.zh}${chineseNumber(n)}岁`,
@@ -631,16 +636,17 @@ function figures(random: Random): Sentence {
       const hour = clock(random);
       return statement({ en: `it is ${hour.en} now`, zh: `现在${hour.zh}` });
     }],
-    [2, () => {
-      const month = random.int(12);
-      const day = 1 + random.int(28);
-      const weekDay = random.chance(0.5) ? weekday(random) : undefined;
-      const date = `the ${englishOrdinal(day)} of ${MONTHS[month]}`;
-      const zh = `今天是${chineseNumber(month + 1)}月${chineseNumber(day)}日`;
-      return weekDay === undefined
-        ? statement({ en: `today is ${date}`, zh })
-        : statement({ en: `today is ${weekDay.en}, ${date}`, zh: `${zh}，${weekDay.zh}` });
+    [1, () => {
+      const day = weekday(random);
+      const [en, zh] = random.pick([["today is", "今天是"], ["tomorrow is", "明天是"]] as const);
+      return statement({ en: `${en} ${day.en}`, zh: zh + day.zh });
     }],
+  ]);
+}
+
+/** Large amounts, times of events, lengths of stays. */
+function amounts(random: Random): Sentence {
+  return choose(random, [
     [2, () => {
       const [place, zhPlace] = random.pick(PLACES);
       const noun = random.pick(PEOPLE.filter((person) => person.groups.includes("job")));
@@ -652,13 +658,14 @@ function figures(random: Random): Sentence {
     }],
     [2, () => {
       const [en, zh] = random.pick([["meeting", "会议"], ["concert", "音乐会"], ["party", "聚会"]] as const);
-      const [verb, zhVerb] = random.pick([["starts", "开始"], ["ends", "结束"]] as const);
+      const [verb, zhVerb] = random.pick([["start", "开始"], ["end", "结束"]] as const);
       const hour = clock(random);
-      return random.chance(0.5)
-        ? statement({ en: `the ${en} ${verb} at ${hour.en}`, zh: `${zh}${hour.zh}${zhVerb}` })
-        : question({ en: `when does the ${en} ${verb.slice(0, -1)}`, zh: `${zh}什么时候${zhVerb}` });
+      const [day, zhDay] = random.pick([["", ""], [" tomorrow", "明天"], [" today", "今天"]] as const);
+      return random.chance(0.6)
+        ? statement({ en: `the ${en} ${verb}s at ${hour.en}${day}`, zh: `${zh}${zhDay}${hour.zh}${zhVerb}` })
+        : question({ en: `when does the ${en} ${verb}${day}`, zh: `${zh}${zhDay}什么时候${zhVerb}` });
     }],
-    [1, () => {
+    [2, () => {
       const subject = shortSubject(random);
       const have = subject.person === "third" ? "has" : "have";
       const [city, zhCity] = random.pick(CITIES);
@@ -670,10 +677,6 @@ function figures(random: Random): Sentence {
     }],
   ]);
 }
-
-const MONTHS = (
-  "January February March April May June July August September October November December"
-).split(" ");
 
 function largeNumber(random: Random): number {
   return choose(random, [
@@ -692,40 +695,37 @@ const WEATHER: readonly (readonly [string, string, string])[] = [
   ["it was very hot", "非常热", "past"],
 ];
 
-/** Two clauses joined. */
-function compound(random: Random): Sentence {
-  const state = (): Phrase => {
-    const subject = shortSubject(random);
-    const { en, predicate } = random.pick(ADJECTIVES.filter(({ groups }) => groups.includes("person*")));
-    return { en: `${subject.en} ${be(subject)} very ${en}`, zh: `${subject.zh}非常${predicate}` };
-  };
-  const short = (tense: Tense, mark = ""): Phrase =>
-    render({
-      ...someClause(random, {
-        tense,
-        short: true,
-        timeless: true,
-        activities: 0.6,
-        negative: tense === "past" && random.chance(0.5),
-      }),
-      mark,
-    });
+/** "He is very tired". */
+function someState(random: Random): Phrase {
+  const subject = shortSubject(random);
+  const { en, predicate } = random.pick(ADJECTIVES.filter(({ groups }) => groups.includes("person*")));
+  return { en: `${subject.en} ${be(subject)} very ${en}`, zh: `${subject.zh}非常${predicate}` };
+}
+
+/** A short clause for one half of a sentence. */
+function half(random: Random, tense: Tense, mark = ""): Phrase {
+  const negative = tense === "past" && random.chance(0.5);
+  const clause = someClause(random, { tense, short: true, timeless: true, activities: 0.6, negative });
+  return render({ ...clause, mark });
+}
+
+/** Because, so, although, if. */
+function reasoning(random: Random): Sentence {
   return choose(random, [
     [2, () => {
       const [en, zh] = random.pick(WEATHER);
-      const effect = render(
-        someClause(random, { tense: "past", negative: true, short: true, timeless: true, activities: 0.7 }),
-      );
+      const wish = { tense: "past", negative: true, short: true, timeless: true, activities: 0.7 } as const;
+      const effect = render(someClause(random, wish));
       return statement({ en: `${effect.en} because ${en} yesterday`, zh: `因为昨天${zh}，所以${effect.zh}` });
     }],
     [2, () => {
-      const cause = state();
-      const effect = short(random.pick(["want", "future", "should"] as const));
+      const cause = someState(random);
+      const effect = half(random, random.pick(["want", "future", "should"]));
       return statement({ en: `${cause.en}, so ${effect.en}`, zh: `${cause.zh}，所以${effect.zh}` });
     }],
     [2, () => {
-      const concession = state();
-      const fact = short(random.pick(["want", "progressive"] as const));
+      const concession = someState(random);
+      const fact = half(random, random.pick(["want", "progressive"]));
       return statement({
         en: `although ${concession.en}, ${fact.en}`,
         zh: `虽然${concession.zh}，但是${fact.zh}`,
@@ -735,19 +735,27 @@ function compound(random: Random): Sentence {
       const [en, zh] = random.pick(
         [["rains", "下雨"], ["snows", "下雪"], ["is hot", "很热"], ["is cold", "很冷"]] as const,
       );
-      const effect = short("future", "就");
+      const effect = half(random, "future", "就");
       return statement({ en: `if it ${en} tomorrow, ${effect.en}`, zh: `如果明天${zh}，${effect.zh}` });
     }],
+  ]);
+}
+
+/** Two clauses in a row, or one that is thought or known. */
+function compound(random: Random): Sentence {
+  return choose(random, [
     [2, () => {
-      const first = short("like");
-      const second = short("like");
+      const first = half(random, "like");
+      const second = half(random, "like");
       return statement({ en: `${first.en}, but ${second.en}`, zh: `${first.zh}，但是${second.zh}` });
     }],
     [3, () => {
       const subject = shortSubject(random);
       const third = subject.person === "third" ? "s" : "";
       const [en, zh] = random.pick([["think", "觉得"], ["know", "知道"], ["hope", "希望"]] as const);
-      const content = en === "hope" ? short("future") : random.chance(0.5) ? state() : short("past");
+      let content = someState(random);
+      if (en === "hope") content = half(random, "future");
+      else if (random.chance(0.5)) content = half(random, "past");
       return statement({
         en: `${subject.en} ${en}${third} that ${content.en}`,
         zh: `${subject.zh}${zh}${content.zh}`,
@@ -755,17 +763,9 @@ function compound(random: Random): Sentence {
     }],
     [2, () => {
       const [order, sign] = random.pick([["before", "以前"], ["after", "以后"]] as const);
-      const subject = shortSubject(random);
       const first = activity(random);
-      const main = someClause(random, {
-        subject,
-        tense: "past",
-        negative: false,
-        short: true,
-        timeless: true,
-        activities: 0,
-      });
-      const phrase = render(main);
+      const wish = { tense: "past", negative: false, short: true, timeless: true, activities: 0 } as const;
+      const phrase = render(someClause(random, wish));
       const ing = `${first.verb.ing}${first.tail === "" ? "" : ` ${first.tail}`}`;
       return statement({
         en: `${order} ${ing}, ${phrase.en}`,
@@ -857,7 +857,9 @@ export function drawSentence(random: Random): Sentence {
     [1, () => superlative(random)],
     [6, () => relativeSentence(random)],
     [4, () => figures(random)],
-    [6, () => compound(random)],
+    [3, () => amounts(random)],
+    [3, () => reasoning(random)],
+    [3, () => compound(random)],
     [3, () => request(random)],
     [1, () => occupation(random)],
     [2, () => ofNumber(random)],
