@@ -18,8 +18,16 @@ export { evaluateLoss, type Evaluation, scoreSentences } from "./evaluate.ts";
 export type { Pass } from "./layers.ts";
 export { type StepFacts, type StepMetrics, summarise, type TrainingMetrics } from "./metrics.ts";
 export type { AdamOptions } from "./optimizer.ts";
-export { type NamedArrays, Parameter, ParameterSet } from "./parameters.ts";
+export type { CrossEntropyOptions, RowLosses } from "./ops.ts";
+export {
+  type Initial,
+  type NamedArrays,
+  Parameter,
+  ParameterSet,
+  type StateBuffer,
+  type TrainingBuffers,
+} from "./parameters.ts";
 export { learningRate, type Schedule } from "./schedule.ts";
 export { Tape, Value } from "./tape.ts";
 export { Trainer, type TrainerOptions, type TrainerState } from "./trainer.ts";
-export { type DeviceBatch, type Sequences, Transformer } from "./transformer.ts";
+export { type Attend, type DeviceBatch, type Sequences, Transformer } from "./transformer.ts";

@@ -30,6 +30,8 @@ export class Adam {
   readonly #options: Required<AdamOptions>;
 
   /**
+   * An optimizer of `set`, which keeps the moments.
+   *
    * @throws {RangeError} If a constant is out of range.
    */
   constructor(set: ParameterSet, options: AdamOptions = {}) {

@@ -12,7 +12,7 @@ const ALIGNMENT = 64; // elements: keeps every view on the 16 bytes that kernels
 export type Initial = { kind: "zeros" } | { kind: "ones" } | { kind: "uniform"; bound: number };
 
 /** Which flat buffer. */
-export type Buffer = "master" | "m" | "v";
+export type StateBuffer = "master" | "m" | "v";
 
 /** Named arrays, one for each parameter, row-major. */
 export type NamedArrays = Record<string, Float32Array<ArrayBuffer>>;
@@ -200,7 +200,7 @@ export class ParameterSet implements Disposable {
   }
 
   /** A copy of one buffer on the host, by parameter; waits. */
-  read(buffer: Buffer): NamedArrays {
+  read(buffer: StateBuffer): NamedArrays {
     const flat = this.#buffer(buffer).floats();
     return this.#slices(flat);
   }
@@ -216,7 +216,7 @@ export class ParameterSet implements Disposable {
    * @throws {TypeError} If a parameter is missing, or one is unknown.
    * @throws {RangeError} If one has another size.
    */
-  write(buffer: Buffer, arrays: Readonly<Record<string, Float32Array>>): void {
+  write(buffer: StateBuffer, arrays: Readonly<Record<string, Float32Array>>): void {
     for (const name of Object.keys(arrays)) {
       if (!this.#parameters.some((parameter) => parameter.name === name)) {
         throw new TypeError(`Cannot load parameter ${name}: the model has none of that name`);
@@ -245,7 +245,7 @@ export class ParameterSet implements Disposable {
     this.#arena[Symbol.dispose]();
   }
 
-  #buffer(buffer: Buffer): Tensor {
+  #buffer(buffer: StateBuffer): Tensor {
     return buffer === "master" ? this.master : this.prepareTraining()[buffer];
   }
 

@@ -94,6 +94,8 @@ export class Trainer implements Disposable {
   #seed: number;
 
   /**
+   * Takes memory for gradients and moments, once for a model.
+   *
    * @throws {RangeError} If an option is out of range.
    * @throws {OutOfMemoryError} If the device has no room for gradients and moments.
    */

@@ -80,6 +80,20 @@ Deno.test("two halves of a batch accumulate to the whole", () => {
   }
 });
 
+Deno.test("micro-batches have dropout masks of their own", () => {
+  using context = openTestContext();
+  const batch = batchOf(randomPairs(1, LENGTHS));
+  const [once, twice] = [1, 2].map((accumulate) => {
+    using model = new Transformer(context, TINY, 1);
+    using trainer = new Trainer({ model, schedule: { kind: "constant", rate: 0 }, dropout: 0.3, accumulate });
+    for (let step = 0; step < 2; step++) trainer.step(new Array(accumulate).fill(batch));
+    return trainer.readMetrics().steps.map((step) => step.loss);
+  });
+  assert(once && twice);
+  assertGreater(Math.abs((once[0] ?? NaN) - (once[1] ?? NaN)), 1e-4, "from step to step");
+  assertGreater(Math.abs((once[0] ?? NaN) - (twice[0] ?? NaN)), 1e-4, "within a step");
+});
+
 for (const dropout of [0, 0.2]) {
   Deno.test(`a resumed run equals an uninterrupted one bit for bit: dropout ${dropout}`, () => {
     using context = openTestContext();
