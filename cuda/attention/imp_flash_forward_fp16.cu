@@ -1,0 +1,5 @@
+#include "imp_flash.cuh"
+
+namespace fa::imp {
+fa_status forward_fp16(fa_ctx *ctx, const fa_attention_args &args) { return forward<__half>(ctx, args); }
+}  // namespace fa::imp
