@@ -80,10 +80,14 @@ export class MetricsRing {
     return this.#row.reshape(ROW).slice(NORM, 2);
   }
 
-  /** Opens a step: uploads its place in the ring. Reads the device first where the ring is full. */
-  open(facts: StepFacts): void {
+  /** Before a step: uploads its place in the ring. Reads the device first where the ring is full. */
+  open(): void {
     if (this.#facts.length === this.#ring.rows) this.#collect();
     this.#slot.write(Int32Array.of(this.#facts.length));
+  }
+
+  /** After a step has been queued without error; one that failed leaves its place to the next. */
+  commit(facts: StepFacts): void {
     this.#facts.push(facts);
   }
 
@@ -94,7 +98,7 @@ export class MetricsRing {
     sum(row.slice(NLL, 1), losses.nll, !first);
   }
 
-  /** Stores the step in the ring. */
+  /** Stores the step in the ring; part of the step's work on the device, as is {@linkcode add}. */
   close(): void {
     copyRows(this.#ring, this.#row, { rows: 1, dstIndex: this.#slot });
   }

@@ -154,8 +154,9 @@ export class Trainer implements Disposable {
       const one = batches[i];
       if (one !== undefined) staged.upload(one);
     });
-    this.#metrics.open({ step, tokens, learningRate: rate });
+    this.#metrics.open();
     this.#run(slot);
+    this.#metrics.commit({ step, tokens, learningRate: rate });
     this.#step = step;
     return step;
   }
