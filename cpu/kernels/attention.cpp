@@ -8,7 +8,8 @@ void attention_sizes(const fa_attention_args &a, int64_t *sizes) {
   sizes[0] = sizes[1] = sizes[2] = 0;
   if (a.form == FA_DOTSCALE) {
     // The matrix of scores: P for the backward pass, and there its gradient.
-    sizes[1] = sizes[2] = (int64_t)a.B * a.H * a.max_q * a.max_k * (int64_t)sizeof(float);
+    __int128 bytes = (__int128)a.B * a.H * a.max_q * a.max_k * (int)sizeof(float);
+    sizes[1] = sizes[2] = bytes < INT64_MAX ? (int64_t)bytes : INT64_MAX;
   } else {
     int64_t floats = (int64_t)a.H * a.rows_q;  // delta of each row
     const int64_t stripes = a.form == FA_IMP_FLASH ? imp_flash_stripes(a) : 1;

@@ -57,6 +57,10 @@ FA_INLINE Sequence sequence_of(const fa_attention_args &a, int b) {
   return s;
 }
 
+/// No sequence is longer than these, whatever the caller allows for.
+FA_INLINE int longest_q(const fa_attention_args &a) { return imin(a.max_q, a.rows_q); }
+FA_INLINE int longest_k(const fa_attention_args &a) { return imin(a.max_k, a.rows_k); }
+
 /// Row `row`, head h of a tensor by row stride.
 FA_INLINE const float *row_at(const void *tensor, int64_t stride, int row, int h, int D) {
   return (const float *)tensor + row * stride + (int64_t)h * D;
@@ -82,7 +86,7 @@ static inline void for_items(int64_t count, double work, const Body &body) {
 /// Nanoseconds that `products` products of N x M x D numbers of each head take one core, roughly.
 FA_INLINE double work_of(const fa_attention_args &a, int products) {
   double rows = a.rows_q < (double)a.B * a.max_q ? a.rows_q : (double)a.B * a.max_q;
-  return rows * a.max_k * a.H * (a.D * products + 8.0) / 30;
+  return rows * longest_k(a) * a.H * (a.D * products + 8.0) / 30;
 }
 
 /// Dropout of the scores of one call.
@@ -104,20 +108,36 @@ FA_INLINE ScoreDropout dropout_of(const fa_attention_args &a) {
   return d;
 }
 
+typedef uint32_t eight_words __attribute__((vector_size(32)));
+typedef float eight_floats __attribute__((vector_size(32)));
+
 /// Factors (0 or the scale of dropout) of scores i0 .. i0 + ni by j0 .. j0 + nj of head `plane`, into a tile whose lanes are
-/// keys, or queries where QueryLanes. i0 and j0 are multiples of 16.
+/// keys, or queries where QueryLanes. i0 and j0 are multiples of 16, and of 32 where keys are the rows; what is written comes
+/// in whole blocks of 16 queries by 32 keys, as far as the lanes reach, so the tile needs rows for that.
 template <bool QueryLanes>
 static inline void dropout_tile(const ScoreDropout &d, uint32_t plane, int i0, int ni, int j0, int nj, float *tile) {
-  alignas(64) uint16_t values[16][32];
+  alignas(64) uint32_t x[4][64];
   for (int ti = i0 / 16; ti * 16 < i0 + ni; ti++) {
     for (int tj = j0 / 32; tj * 32 < j0 + nj; tj++) {
-      philox_scores(d.key, d.site, plane, (uint32_t)ti, (uint32_t)tj, values);
-      int first = imax(j0 - tj * 32, 0), last = imin(j0 + nj - tj * 32, 32);
-      int rows = imin(i0 + ni - ti * 16, 16);
-      for (int r = 0; r < rows; r++) {
-        int i = ti * 16 + r - i0, j = tj * 32 - j0;
-        for (int c = first; c < last; c++) {
-          tile[QueryLanes ? (j + c) * LANES + i : i * LANES + j + c] = values[r][c] >= d.threshold ? d.scale : 0.f;
+      for (int l = 0; l < 64; l++) {
+        x[0][l] = (uint32_t)(ti * 8 + (QueryLanes ? l % 8 : l / 8));
+        x[1][l] = (uint32_t)(tj * 8 + (QueryLanes ? l / 8 : l % 8));
+        x[2][l] = d.site;
+        x[3][l] = 1 + plane;
+      }
+      philox_rounds<64>(d.key, x[0], x[1], x[2], x[3]);
+      // Word w holds values 2 w and 2 w + 1 of its counter: 8 queries further every two words, 8 keys further every value.
+      for (int value = 0; value < 8; value++) {
+        const uint32_t *words = x[value / 2];
+        const int shift = 16 * (value % 2);
+        const int i = ti * 16 + value / 4 * 8 - i0, j = tj * 32 + value % 4 * 8 - j0;
+        const int lane = QueryLanes ? i : j, row = QueryLanes ? j : i;
+        if (lane < 0 || lane >= LANES) continue;
+        for (int r = 0; r < 8; r++) {
+          eight_words drawn;
+          memcpy(&drawn, words + r * 8, sizeof drawn);
+          const eight_floats factors = ((drawn >> shift) & 0xffff) >= d.threshold ? d.scale - eight_floats{} : eight_floats{};
+          memcpy(tile + (row + r) * LANES + lane, &factors, sizeof factors);
         }
       }
     }

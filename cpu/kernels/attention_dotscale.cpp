@@ -32,7 +32,7 @@ inline void copy_row(float *to, const float *from, int n) {
 /// matrix = x y^T * scale, for x of queries and y of the keys that count (q and k, or dout and v), with dropout where given.
 void times_transposed(const fa_attention_args &a, const void *x, int64_t x_stride, const void *y, int64_t y_stride,
                       float scale, void *matrix, const ScoreDropout &dropout) {
-  for_blocks(a, a.max_k, LANES, 1, [&](const Sequence &s, int b, int h, int j0) {
+  for_blocks(a, longest_k(a), LANES, 1, [&](const Sequence &s, int b, int h, int j0) {
     if (j0 >= s.keys) return;
     alignas(64) float yt[MAX_D * LANES], tile[TILE_ROWS * LANES], drop[TILE_ROWS * LANES];
     const int nj = imin(s.keys - j0, LANES), vectors = ceil_div(nj, W);
@@ -62,7 +62,7 @@ float softmax_row(float *x, int limit, int m) {
   const float top = hmax(tops), base = top == none ? 0 : top;
   for (j = 0; j < limit; j += W) {
     const int n = imin(limit - j, W);
-    vf p = vexp((n == W ? load(x + j) : load_part(x + j, n, none)) - base);
+    vf p = exp_below((n == W ? load(x + j) : load_part(x + j, n, none)) - base);
     sums += p;
     if (n == W) {
       store(x + j, p);
@@ -79,7 +79,7 @@ float softmax_row(float *x, int limit, int m) {
 /// Rows out = matrix y * scale, for y of keys; with dropout of the matrix where it is given.
 void times_rows(const fa_attention_args &a, void *matrix, const void *y, int64_t y_stride, float scale, void *out,
                 int64_t out_stride, const ScoreDropout &dropout) {
-  for_blocks(a, a.max_q, TILE_ROWS, 1, [&](const Sequence &s, int b, int h, int i0) {
+  for_blocks(a, longest_q(a), TILE_ROWS, 1, [&](const Sequence &s, int b, int h, int i0) {
     if (i0 >= s.n) return;
     alignas(64) float packed[LANES * MAX_D], tile[TILE_ROWS * LANES], drop[TILE_ROWS * LANES], sum[TILE_ROWS * MAX_D];
     const int rows = imin(s.n - i0, TILE_ROWS), pitch = padded(a.D);
@@ -108,7 +108,7 @@ void times_rows(const fa_attention_args &a, void *matrix, const void *y, int64_t
 /// Rows out = matrix^T x * scale, for x of queries; with dropout of the matrix where it is given.
 void transposed_times_rows(const fa_attention_args &a, void *matrix, const void *x, int64_t x_stride, float scale,
                            void *out, int64_t out_stride, const ScoreDropout &dropout) {
-  for_blocks(a, a.max_k, LANES, 1, [&](const Sequence &s, int b, int h, int j0) {
+  for_blocks(a, longest_k(a), LANES, 1, [&](const Sequence &s, int b, int h, int j0) {
     if (j0 >= s.m) return;
     alignas(64) float sum[MAX_D * LANES], tile[TILE_ROWS * LANES], drop[TILE_ROWS * LANES];
     const int nj = imin(s.m - j0, LANES), vectors = ceil_div(nj, W);
@@ -144,7 +144,7 @@ void softmax_backward_row(float *dp, const float *p, int limit, int m) {
 void dotscale_forward(const fa_attention_args &a) {
   const ScoreDropout dropout = dropout_of(a), none = {{0, 0}, 0, 0, 1};
   times_transposed(a, a.q, a.q_stride, a.k, a.k_stride, a.scale, a.saved, none);
-  for_blocks(a, a.max_q, TILE_ROWS, 1, [&](const Sequence &s, int b, int h, int i0) {
+  for_blocks(a, longest_q(a), TILE_ROWS, 1, [&](const Sequence &s, int b, int h, int i0) {
     for (int i = i0; i < imin(i0 + TILE_ROWS, s.n); i++) {
       a.lse[(int64_t)h * a.rows_q + s.q0 + i] = softmax_row(matrix_row(a.saved, a, b, h, i), s.limit(i), s.m);
     }
@@ -156,7 +156,7 @@ void dotscale_backward(const fa_attention_args &a) {
   const ScoreDropout dropout = dropout_of(a), none = {{0, 0}, 0, 0, 1};
   transposed_times_rows(a, a.saved, a.dout, a.dout_stride, 1, a.dv, a.dv_stride, dropout);
   times_transposed(a, a.dout, a.dout_stride, a.v, a.v_stride, 1, a.workspace, dropout);
-  for_blocks(a, a.max_q, TILE_ROWS, 1, [&](const Sequence &s, int b, int h, int i0) {
+  for_blocks(a, longest_q(a), TILE_ROWS, 1, [&](const Sequence &s, int b, int h, int i0) {
     for (int i = i0; i < imin(i0 + TILE_ROWS, s.n); i++) {
       softmax_backward_row(matrix_row(a.workspace, a, b, h, i), matrix_row(a.saved, a, b, h, i), s.limit(i), s.m);
     }

@@ -26,10 +26,10 @@ inline void softmax_block(ForwardTile &f, int v, int rows, int D) {
   vf top = past;
   for (int r = 0; r < rows; r++) top = vmax(top, load(f.st + r * LANES + v));
   const vf base = top == -__builtin_inff() ? splat(0.f) : top;
-  const vf weight = vexp(past - base);
+  const vf weight = exp_below(past - base);
   vf sum = weight;
   for (int r = 0; r < rows; r++) {
-    vf p = vexp(load(f.st + r * LANES + v) - base);
+    vf p = exp_below(load(f.st + r * LANES + v) - base);
     store(f.st + r * LANES + v, p);
     sum += p;
   }
