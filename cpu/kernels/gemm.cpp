@@ -16,11 +16,11 @@ namespace {
 
 constexpr int MR = W == 16 ? 12 : 6;  // 24 or 12 accumulators: what the register file holds beside two of b and one of a
 constexpr int NR = 2 * W;
-constexpr int64_t KC = 384;        // a panel of a fits the first-level cache, a block of b the second
+constexpr int64_t KC = 384;        // a panel of b about fills the first-level cache, a block of a sits in the second
 constexpr int64_t NC = 2048;       // columns of b that are packed at once
 constexpr int64_t BLOCK_M = 8 * MR;
 constexpr int64_t BLOCK_N = 512;
-constexpr int64_t A_FLOATS = KC * BLOCK_M;
+constexpr int64_t A_FLOATS = KC * BLOCK_M + 64;
 constexpr int64_t B_FLOATS = KC * NC;
 
 FA_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -74,29 +74,29 @@ FA_INLINE void transpose(vf (&x)[W]) {
   }
 }
 
-/// out[p * width + r] = x[r * stride + p] for r < rows <= width, p < k; rows up to `width` are 0.
+/// out[p * width + r] = x[r * stride + p] for p < W and W rows of x, or as many as fit the panel from its row `first`. Writes
+/// W floats for each p, those beyond the panel to be overwritten by what is packed next.
+template <int rows>
+FA_INLINE void pack_tile(float *out, int width, const float *x, int64_t stride) {
+  vf tile[W];
+#pragma GCC unroll 16
+  for (int r = 0; r < W; r++) tile[r] = r < rows ? load(x + r * stride) : vf{};
+  transpose(tile);
+#pragma GCC unroll 16
+  for (int p = 0; p < W; p++) store(out + p * width, tile[p]);
+}
+
+/// out[p * width + r] = x[r * stride + p] for r < rows <= width, p < k; rows up to `width` are 0. May write W floats past
+/// the end: panels are packed in ascending order.
 template <int width>
 void pack_transposed(float *out, const float *x, int64_t stride, int rows, int64_t k) {
-  for (int first = 0; first < width; first += W) {
-    int count = rows - first < W ? rows - first : W;
-    int room = width - first < W ? width - first : W;
-    int64_t p = 0;
-    for (; p + W <= k; p += W) {
-      vf tile[W];
-      for (int r = 0; r < W; r++) tile[r] = r < count && r < room ? load(x + (first + r) * stride + p) : vf{};
-      transpose(tile);
-      for (int l = 0; l < W; l++) {
-        float *row = out + (p + l) * width + first;
-        if (room == W) {
-          store(row, tile[l]);
-        } else {
-          memcpy(row, &tile[l], width % W * sizeof(float));
-        }
-      }
-    }
-    for (; p < k; p++) {
-      for (int r = 0; r < room; r++) out[p * width + first + r] = r < count ? x[(first + r) * stride + p] : 0;
-    }
+  int64_t p = 0;
+  for (; rows == width && p + W <= k; p += W) {
+    pack_tile<(width < W ? width : W)>(out + p * width, width, x + p, stride);
+    if (width > W) pack_tile<W>(out + p * width + W, width, x + W * stride + p, stride);
+  }
+  for (; p < k; p++) {
+    for (int r = 0; r < width; r++) out[p * width + r] = r < rows ? x[r * stride + p] : 0;
   }
 }
 
@@ -122,17 +122,32 @@ struct Target {
   bool relu;
 };
 
-FA_INLINE vf finish(vf product, vf old, const Target &t, vf bias) {
-  vf y = product * t.alpha;
-  if (t.beta != 0) y += old * t.beta;
-  y += bias;
-  return t.relu ? vmax(y, vf{}) : y;
+/// max(x, low); NaN stays NaN.
+FA_INLINE vf at_least(vf x, vf low) { return x < low ? low : x; }
+
+/// A tile at the right edge, element by element of what `product` [rows, NR] holds of it.
+void finish_edge(int rows, const float *product, const Target &t) {
+  for (int r = 0; r < rows; r++) {
+    float *c = t.c + r * t.ldc;
+    for (int j = 0; j < t.columns; j++) {
+      float y = product[r * NR + j] * t.alpha;
+      if (t.beta != 0) y += c[j] * t.beta;
+      if (t.bias) y += t.bias[j];
+      c[j] = t.relu && y < 0 ? 0 : y;
+    }
+  }
 }
 
-/// R rows and up to NR columns of c from a panel of a (stride MR) and one of b (rows b_stride apart).
+/// The sum over k of R rows of a (stride MR) and NR columns of b (rows b_stride apart), then the rest of it: the first
+/// chunk of a product without bias and those after it are the common cases, and get code of their own.
 template <int R>
 void micro(int64_t k, const float *a, const float *b, int64_t b_stride, const Target &t) {
   vf acc[R][2] = {};
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+    __builtin_prefetch(t.c + r * t.ldc, 1);
+    __builtin_prefetch(t.c + r * t.ldc + W, 1);
+  }
   for (int64_t p = 0; p < k; p++) {
     vf b0 = load(b), b1 = load(b + W);
 #pragma GCC unroll 16
@@ -144,25 +159,37 @@ void micro(int64_t k, const float *a, const float *b, int64_t b_stride, const Ta
     a += MR;
     b += b_stride;
   }
-  bool whole = t.columns == NR;
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; half++) {
-    int columns = t.columns - half * W;
-    if (columns <= 0) break;
-    vf bias{};
-    if (t.bias) bias = whole ? load(t.bias + half * W) : load_part(t.bias + half * W, columns);
+  if (t.columns < NR) {
+    float product[R * NR];
+    memcpy(product, acc, sizeof product);
+    return finish_edge(R, product, t);
+  }
+  float *c = t.c;
+  if (t.alpha == 1 && t.beta == 1 && !t.bias) {
 #pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      float *c = t.c + r * t.ldc + half * W;
-      vf old{};
-      if (t.beta != 0) old = whole ? load(c) : load_part(c, columns);
-      vf y = finish(acc[r][half], old, t, bias);
-      if (whole) {
-        store(c, y);
-      } else {
-        store_part(c, y, columns);
-      }
+    for (int r = 0; r < R; r++, c += t.ldc) {
+      store(c, load(c) + acc[r][0]);
+      store(c + W, load(c + W) + acc[r][1]);
     }
+    return;
+  }
+  vf bias0{}, bias1{}, least = splat(t.relu ? 0 : -__builtin_inff());
+  if (t.bias) {
+    bias0 = load(t.bias);
+    bias1 = load(t.bias + W);
+  }
+  if (t.beta == 0) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++, c += t.ldc) {
+      store(c, at_least(acc[r][0] * t.alpha + bias0, least));
+      store(c + W, at_least(acc[r][1] * t.alpha + bias1, least));
+    }
+    return;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++, c += t.ldc) {
+    store(c, at_least(acc[r][0] * t.alpha + load(c) * t.beta + bias0, least));
+    store(c + W, at_least(acc[r][1] * t.alpha + load(c + W) * t.beta + bias1, least));
   }
 }
 
@@ -185,14 +212,19 @@ void pack_b(const fa_gemm_args &g, float *out, int64_t column, int64_t columns, 
 
 void pack_a(const fa_gemm_args &g, float *out, int64_t row, int64_t rows, int64_t p, int64_t k) {
   const float *a = (const float *)g.a;
-  for (int64_t r = 0; r < rows; r += MR) {
+  int64_t whole = g.trans_a ? rows / MR * MR : 0;
+  // Of a transposed a whole rows are read: a few floats here and there would waste cache lines and address translations.
+  for (int64_t q = 0; q < k && whole > 0; q++) {
+    const float *from = a + (p + q) * g.lda + row;
+    for (int64_t r = 0; r < whole; r += MR) memcpy(out + r * k + q * MR, from + r, MR * sizeof(float));
+  }
+  for (int64_t r = whole; r < rows; r += MR) {
     int count = (int)least(MR, rows - r);
     if (g.trans_a) {
-      pack_straight<MR>(out, a + p * g.lda + row + r, g.lda, count, k);
+      pack_straight<MR>(out + r * k, a + p * g.lda + row + r, g.lda, count, k);
     } else {
-      pack_transposed<MR>(out, a + (row + r) * g.lda + p, g.lda, count, k);
+      pack_transposed<MR>(out + r * k, a + (row + r) * g.lda + p, g.lda, count, k);
     }
-    out += MR * k;
   }
 }
 
@@ -323,31 +355,6 @@ void gemm(const fa_gemm_args &g) {
   } else {
     product(g);
   }
-}
-
-/// GFLOP/s of independent multiply-adds in registers on all threads: what the product can reach at most.
-double peak_gflops(double seconds) {
-  double total = 0;
-#pragma omp parallel reduction(+ : total)
-  {
-    vf acc[12];
-    for (int i = 0; i < 12; i++) acc[i] = splat((float)i);
-    vf x = splat(0.999f), y = splat(0.001f);
-    double start = omp_get_wtime(), elapsed = 0, flops = 0;
-    while (elapsed < seconds) {
-      for (int n = 0; n < 100000; n++) {
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; i++) acc[i] = acc[i] * x + y;
-        asm volatile("" : : : "memory");
-      }
-      flops += 100000.0 * 12 * W * 2;
-      elapsed = omp_get_wtime() - start;
-    }
-    vf sum{};
-    for (int i = 0; i < 12; i++) sum += acc[i];
-    total += flops / elapsed * 1e-9 + 1e-30 * (double)hsum(sum);
-  }
-  return total;
 }
 
 }  // namespace FA_ISA

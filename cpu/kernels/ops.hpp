@@ -7,7 +7,6 @@
 namespace FA_ISA {
 
 void gemm(const fa_gemm_args &args);
-double peak_gflops(double seconds);
 
 void embedding_forward(const fa::Embedding &args);
 void embedding_backward(const fa::Embedding &args);

@@ -9,7 +9,6 @@ namespace FA_ISA {
 const fa::Kernels kernel_table = {
     FA_NAME(FA_ISA),
     W,
-    peak_gflops,
     gemm,
     attention_sizes,
     attention_forward,

@@ -82,7 +82,6 @@ struct Adam {
 struct Kernels {
   const char *name;
   int32_t simd_width;  // floats in a vector register
-  double (*peak_gflops)(double seconds);
   void (*gemm)(const fa_gemm_args &);
   void (*attention_sizes)(const fa_attention_args &, int64_t *sizes);
   void (*attention_forward)(const fa_attention_args &);
