@@ -43,6 +43,12 @@ const COLUMNS = [
   "tokens_per_second",
 ] as const satisfies readonly (keyof MetricsRow)[];
 
+/** Rows as CSV; std's rows end in CR LF, which line tools trip over. */
+function csv(rows: readonly MetricsRow[], headers: boolean): string {
+  const data = rows.map((row) => ({ ...row }));
+  return stringify(data, { columns: COLUMNS, headers }).replaceAll("\r\n", "\n");
+}
+
 function exists(path: string): boolean {
   try {
     Deno.statSync(path);
@@ -174,7 +180,7 @@ export class RunFolder {
 
   /** Adds a line to metrics.csv. */
   addMetrics(row: MetricsRow): void {
-    this.#append(METRICS, stringify([{ ...row }], { columns: COLUMNS, headers: false, crlf: false }));
+    this.#append(METRICS, csv([row], false));
   }
 
   /** The lines of metrics.csv. */
@@ -191,7 +197,7 @@ export class RunFolder {
     const kept = this.metrics().filter((row) => row.epoch <= epoch);
     writeFileSafely(
       this.file(METRICS),
-      stringify(kept.map((row) => ({ ...row })), { columns: COLUMNS, crlf: false }),
+      csv(kept, true),
     );
   }
 

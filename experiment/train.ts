@@ -28,7 +28,7 @@ import {
 import { openCorpus } from "./corpora.ts";
 import { Progress } from "./progress.ts";
 import { freeRun, latestRun, RunFolder, runPath } from "./run_folder.ts";
-import { score, type Scores, tokenizerFor } from "./scores.ts";
+import { score, tokenizerFor } from "./scores.ts";
 import { bestTexts, loadWeights, modelConfig, translateAll } from "./session.ts";
 import { type Ending, samplesText, TrainingRun } from "./training.ts";
 import { loadTokenizer, saveTokenizer, type Tokenizer, trainTokenizer } from "./vocabulary.ts";
@@ -107,7 +107,10 @@ async function planNew(wishes: Wishes): Promise<Plan> {
 function planResumed(wishes: Wishes): Plan {
   const folder = new RunFolder(wishes.run === undefined ? latestRun() : runPath(wishes.run));
   const checkpoint = openCheckpoint(join(folder.path, "last"));
-  const config = resumeConfig(checkpoint.config, wishes.given);
+  const { maxSteps } = checkpoint.config;
+  // A step limit that has ended the run before is not to end it again.
+  const reached = maxSteps > 0 && checkpoint.state.step >= maxSteps ? { maxSteps: 0 } : {};
+  const config = resumeConfig({ ...checkpoint.config, ...reached }, wishes.given);
   return { folder, config, resumed: checkpoint, initial: undefined };
 }
 
@@ -155,13 +158,14 @@ function watchSignals(): () => Deno.Signal | undefined {
   return () => seen;
 }
 
-/** Scores the best checkpoint on the test set, saves the translations and shows some. */
+/** Scores the best checkpoint on the test set, saves the translations and shows some; nothing of it once `stop` says so. */
 async function testBest(
   plan: Plan,
   corpus: Corpus,
   tokenizer: Tokenizer,
   model: Transformer,
-): Promise<Scores> {
+  stop: () => boolean,
+): Promise<void> {
   const { folder, config } = plan;
   const best = openCheckpoint(folder.path);
   loadWeights(model, best);
@@ -172,8 +176,10 @@ async function testBest(
     lengthPenalty: config.lengthPenalty,
     maxLen: config.maxLen,
     onProgress: (done) => progress.update(done),
+    stop,
   });
   progress.clear();
+  if (stop()) return;
   const texts = bestTexts(translations);
   const scores = score(texts, [corpus.test.map((pair) => pair.target)], tokenizerFor(config.tgt));
   folder.saveSamples("test.txt", texts.join("\n") + "\n");
@@ -186,7 +192,6 @@ async function testBest(
   );
   folder.log(scores.chrf.verbose);
   folder.log(scores.bleu.verbose);
-  return scores;
 }
 
 const ENDINGS: Readonly<Record<Exclude<Ending, "signal">, string>> = {
@@ -215,38 +220,46 @@ function describe(plan: Plan, corpus: Corpus, model: Transformer, run: TrainingR
   );
 }
 
-async function train(wishes: Wishes): Promise<void> {
+/** Trains to the end and tests; or stops by a signal, with everything saved. */
+async function work(plan: Plan, corpus: Corpus, tokenizer: Tokenizer, model: Transformer): Promise<void> {
+  const { folder, config, resumed } = plan;
+  // Not earlier: until there is something to save, a signal may end the process at once.
   const signal = watchSignals();
+  const { train, dev } = corpus;
+  using run = new TrainingRun({ folder, config, train, dev, tokenizer, model, signal });
+  if (resumed !== undefined) {
+    run.resume(resumed);
+    folder.saveConfig(config);
+    folder.dropMetricsAfter(resumed.state.epoch);
+    folder.log(`resumed after step ${run.state.step}, epoch ${run.state.epoch}`);
+  }
+  describe(plan, corpus, model, run);
+  const ending = await run.run();
+  if (ending !== "signal") {
+    folder.log(`trained ${run.state.step} steps in ${seconds(run.state.seconds)}: ${ENDINGS[ending]}`);
+    await testBest(plan, corpus, tokenizer, model, () => signal() !== undefined);
+  }
+  const stopped = signal();
+  if (stopped !== undefined) {
+    folder.log(
+      `stopped by ${stopped} after step ${run.state.step}: go on with --run ${folder.shown} --resume`,
+    );
+    Deno.exit(stopped === "SIGTERM" ? 143 : 130);
+  }
+}
+
+async function train(wishes: Wishes): Promise<void> {
   const planned = wishes.resume ? planResumed(wishes) : await planNew(wishes);
   using context = new Context({ device: planned.config.device });
   const corpus = await openCorpus(planned.config);
   const plan = { ...planned, config: { ...planned.config, src: corpus.source, tgt: corpus.target } };
   const { folder, config, resumed, initial } = plan;
   if (resumed === undefined) folder.create(config);
-  else {
-    folder.saveConfig(config);
-    folder.dropMetricsAfter(resumed.state.epoch);
-  }
   print(`run: ${folder.shown}`);
   const tokenizer = prepareTokenizer(plan, corpus);
   using model = new Transformer(context, modelConfig(config, tokenizer), config.seed);
   if (initial !== undefined) loadWeights(model, initial);
-  const { train, dev } = corpus;
-  using run = new TrainingRun({ folder, config, train, dev, tokenizer, model, signal });
-  if (resumed !== undefined) {
-    run.resume(resumed);
-    folder.log(`resumed after step ${run.state.step}, epoch ${run.state.epoch}`);
-  }
-  describe(plan, corpus, model, run);
-  const ending = await run.run();
-  if (ending === "signal") {
-    folder.log(
-      `stopped by ${signal()} after step ${run.state.step}: go on with --run ${folder.shown} --resume`,
-    );
-    Deno.exit(signal() === "SIGTERM" ? 143 : 130);
-  }
-  folder.log(`trained ${run.state.step} steps in ${seconds(run.state.seconds)}: ${ENDINGS[ending]}`);
-  await testBest(plan, corpus, tokenizer, model);
+  await work(plan, corpus, tokenizer, model);
   print(`translate with it: deno task translate --run ${folder.shown}`);
 }
 
