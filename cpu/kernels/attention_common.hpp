@@ -1,5 +1,5 @@
-// What the three attention forms share around the arithmetic: the sequences behind the offsets, which keys a query sees,
-// dropout masks, rows that belong to no sequence, and the division of work among threads.
+// What the three attention forms share around the arithmetic: the sequences behind the offsets, which keys a query
+// sees, dropout masks, rows that belong to no sequence, and the division of work among threads.
 #pragma once
 
 #include <stdint.h>
@@ -111,9 +111,10 @@ FA_INLINE ScoreDropout dropout_of(const fa_attention_args &a) {
 typedef uint32_t eight_words __attribute__((vector_size(32)));
 typedef float eight_floats __attribute__((vector_size(32)));
 
-/// Factors (0 or the scale of dropout) of scores i0 .. i0 + ni by j0 .. j0 + nj of head `plane`, into a tile whose lanes are
-/// keys, or queries where QueryLanes. i0 and j0 are multiples of 16, and of 32 where keys are the rows; what is written comes
-/// in whole blocks of 16 queries by 32 keys, as far as the lanes reach, so the tile needs rows for that.
+/// Factors (0 or the scale of dropout) of scores i0 .. i0 + ni by j0 .. j0 + nj of head `plane`, into a tile whose
+/// lanes are keys, or queries where QueryLanes. i0 and j0 are multiples of 16, and of 32 where keys are the rows; what
+/// is written comes in whole blocks of 16 queries by 32 keys, as far as the lanes reach, so the tile needs rows for
+/// that.
 template <bool QueryLanes>
 static inline void dropout_tile(const ScoreDropout &d, uint32_t plane, int i0, int ni, int j0, int nj, float *tile) {
   alignas(64) uint32_t x[4][64];
@@ -126,7 +127,8 @@ static inline void dropout_tile(const ScoreDropout &d, uint32_t plane, int i0, i
         x[3][l] = 1 + plane;
       }
       philox_rounds<64>(d.key, x[0], x[1], x[2], x[3]);
-      // Word w holds values 2 w and 2 w + 1 of its counter: 8 queries further every two words, 8 keys further every value.
+      // Word w holds values 2 w and 2 w + 1 of its counter: 8 queries further every two words, 8 keys further every
+      // value.
       for (int value = 0; value < 8; value++) {
         const uint32_t *words = x[value / 2];
         const int shift = 16 * (value % 2);
@@ -136,7 +138,8 @@ static inline void dropout_tile(const ScoreDropout &d, uint32_t plane, int i0, i
         for (int r = 0; r < 8; r++) {
           eight_words drawn;
           memcpy(&drawn, words + r * 8, sizeof drawn);
-          const eight_floats factors = ((drawn >> shift) & 0xffff) >= d.threshold ? d.scale - eight_floats{} : eight_floats{};
+          const auto keep = ((drawn >> shift) & 0xffff) >= d.threshold;
+          const eight_floats factors = keep ? d.scale - eight_floats{} : eight_floats{};
           memcpy(tile + (row + r) * LANES + lane, &factors, sizeof factors);
         }
       }
@@ -190,7 +193,8 @@ static inline void clear_backward_gaps(const fa_attention_args &a) {
 static inline void row_deltas(const fa_attention_args &a, float *delta) {
   for_items(a.rows_q, (double)a.rows_q * a.H * a.D / 8, [&](int64_t row) {
     for (int h = 0; h < a.H; h++) {
-      const float *x = row_at(a.dout, a.dout_stride, (int)row, h, a.D), *y = row_at(a.out, a.out_stride, (int)row, h, a.D);
+      const float *x = row_at(a.dout, a.dout_stride, (int)row, h, a.D);
+      const float *y = row_at(a.out, a.out_stride, (int)row, h, a.D);
       vf sum = {};
       int d = 0;
       for (; d + W <= a.D; d += W) sum += load(x + d) * load(y + d);

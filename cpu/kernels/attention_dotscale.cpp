@@ -1,5 +1,5 @@
-// dotscale: attention as its formula reads. The whole N x M matrix lies in memory, and each step is a pass of its own over it:
-// scores, softmax, values; backward: values, softmax, queries, keys. P stays in `saved`, before dropout.
+// dotscale: attention as its formula reads. The whole N x M matrix lies in memory, and each step is a pass of its own
+// over it: scores, softmax, values; backward: values, softmax, queries, keys. P stays in `saved`, before dropout.
 
 #include <math.h>
 
@@ -29,7 +29,8 @@ inline void copy_row(float *to, const float *from, int n) {
   for (int i = 0; i < n; i++) to[i] = from[i];
 }
 
-/// matrix = x y^T * scale, for x of queries and y of the keys that count (q and k, or dout and v), with dropout where given.
+/// matrix = x y^T * scale, for x of queries and y of the keys that count (q and k, or dout and v), with dropout where
+/// given.
 void times_transposed(const fa_attention_args &a, const void *x, int64_t x_stride, const void *y, int64_t y_stride,
                       float scale, void *matrix, const ScoreDropout &dropout) {
   for_blocks(a, longest_k(a), LANES, 1, [&](const Sequence &s, int b, int h, int j0) {

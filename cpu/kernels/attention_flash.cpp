@@ -1,6 +1,7 @@
-// flash_attn: FlashAttention-1 (Dao et al. 2022, algorithms 1 and 4). One task per batch and head; blocks of keys outside,
-// blocks of queries inside. The output and its log-sum-exp go back to memory, normalised, after every block of keys and come
-// back for the next. Backward the same way round: dk and dv stay in their tile, dq is added up in memory, in a fixed order.
+// flash_attn: FlashAttention-1 (Dao et al. 2022, algorithms 1 and 4). One task per batch and head; blocks of keys
+// outside, blocks of queries inside. The output and its log-sum-exp go back to memory, normalised, after every block of
+// keys and come back for the next. Backward the same way round: dk and dv stay in their tile, dq is added up in memory,
+// in a fixed order.
 
 #include <math.h>
 

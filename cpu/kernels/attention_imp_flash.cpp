@@ -1,7 +1,8 @@
-// imp_flash_attn: the FlashAttention-2 form (Dao 2023). One task per block of queries; the keys run past it, the output stays
-// unnormalised in its tile and is divided once at the end; keys that a causal block cannot see are never touched.
-// The backward pass recomputes P from lse, one task per stripe of keys: dk and dv are the stripe's own, and where batch and
-// heads alone give too few tasks, each of several stripes adds up a dq of its own; these are summed in a fixed order.
+// imp_flash_attn: the FlashAttention-2 form (Dao 2023). One task per block of queries; the keys run past it, the output
+// stays unnormalised in its tile and is divided once at the end; keys that a causal block cannot see are never touched.
+// The backward pass recomputes P from lse, one task per stripe of keys: dk and dv are the stripe's own, and where batch
+// and heads alone give too few tasks, each of several stripes adds up a dq of its own; these are summed in a fixed
+// order.
 
 #include <math.h>
 
@@ -31,8 +32,8 @@ struct ForwardBlock {
   alignas(64) float top[LANES], sum[LANES];     // running maximum and sum of each query
 };
 
-/// One vector of queries: exponentials of `rows` scores below the new maximum. The sum so far, and O^T with it, shrink by
-/// what that changes.
+/// One vector of queries: exponentials of `rows` scores below the new maximum. The sum so far, and O^T with it, shrink
+/// by what that changes.
 inline void softmax_step(ForwardBlock &f, int v, int rows, int D, bool first) {
   const vf past = load(f.top + v);
   vf top = past;
@@ -71,6 +72,29 @@ FA_INLINE vf sums_of_lanes(vf *x) {
   return x[0];
 }
 
+/// scores = q K^T for `rows` rows of K (V vectors each), -inf behind them up to a whole vector. Returns their maximum.
+template <int V>
+inline float row_scores(const vf (&q)[V], const float *k, int64_t stride, int rows, float *scores) {
+  const float none = -__builtin_inff();
+  vi lanes;
+  for (int l = 0; l < W; l++) lanes[l] = l;
+  vf tops = splat(none);
+  for (int r = 0; r < rows; r += W) {
+    vf products[W];
+#pragma GCC unroll 16
+    for (int l = 0; l < W; l++) {
+      const float *row = k + imin(r + l, rows - 1) * stride;
+      products[l] = q[0] * load(row);
+      for (int c = 1; c < V; c++) products[l] += q[c] * load(row + c * W);
+    }
+    const vf sums = sums_of_lanes<W / 2>(products);
+    const vf valid = lanes < rows - r ? sums : splat(none);
+    tops = vmax(tops, valid);
+    store(scores + r, valid);
+  }
+  return hmax(tops);
+}
+
 /// One query alone, as in decoding: D lies along the lanes, so nothing is copied and no lane is idle. D is V * W.
 template <int V>
 void forward_row(const fa_attention_args &a, const Sequence &s, Place at, int i, const ScoreDropout &dropout) {
@@ -81,29 +105,15 @@ void forward_row(const fa_attention_args &a, const Sequence &s, Place at, int i,
     q[c] = load(row_at(a.q, a.q_stride, s.q0 + i, h, D) + c * W) * a.scale;
     out[c] = vf{};
   }
-  vi lanes;
-  for (int l = 0; l < W; l++) lanes[l] = l;
   float top = -__builtin_inff(), sum = 0;
   for (int j0 = 0; j0 < end; j0 += TILE_ROWS) {
     const int rows = imin(end - j0, TILE_ROWS);
-    vf tops = splat(top), sums = {};
-    for (int r = 0; r < rows; r += W) {
-      vf products[W];
-#pragma GCC unroll 16
-      for (int l = 0; l < W; l++) {
-        const float *k = row_at(a.k, a.k_stride, s.k0 + j0 + imin(r + l, rows - 1), h, D);
-        products[l] = q[0] * load(k);
-        for (int c = 1; c < V; c++) products[l] += q[c] * load(k + c * W);
-      }
-      vf scores = sums_of_lanes<W / 2>(products);
-      scores = lanes < rows - r ? scores : splat(-__builtin_inff());
-      tops = vmax(tops, scores);
-      store(p + r, scores);
-    }
     const float past = top;
-    top = hmax(tops);
+    const float here = row_scores<V>(q, row_at(a.k, a.k_stride, s.k0 + j0, h, D), a.k_stride, rows, p);
+    top = here > past ? here : past;
+    vf sums = {};
     for (int r = 0; r < rows; r += W) {
-      vf e = exp_below(load(p + r) - top);
+      const vf e = exp_below(load(p + r) - top);
       sums += e;
       store(p + r, e);
     }
@@ -124,7 +134,8 @@ void forward_row(const fa_attention_args &a, const Sequence &s, Place at, int i,
   a.lse[(int64_t)h * a.rows_q + s.q0 + i] = sum > 0 ? top + logf(sum) : -__builtin_inff();
 }
 
-/// The few queries of a short sequence one by one, where their width is a plain number of vectors. False where it is not.
+/// The few queries of a short sequence one by one, where their width is a plain number of vectors. False where it is
+/// not.
 bool forward_rows(const fa_attention_args &a, const Sequence &s, Place at, const ScoreDropout &dropout) {
   if (s.n > W / 4) return false;
   for (int i = 0; i < s.n; i++) {
@@ -200,7 +211,8 @@ void imp_flash_backward(const fa_attention_args &a) {
     Place at = place_of(t, a.H, stripes);
     Sequence s = sequence_of(a, at.b);
     const int blocks = imax(ceil_div(s.m, LANES), 1);
-    const int first = (int)((int64_t)blocks * at.block / stripes), end = (int)((int64_t)blocks * (at.block + 1) / stripes);
+    const int first = (int)((int64_t)blocks * at.block / stripes);
+    const int end = (int)((int64_t)blocks * (at.block + 1) / stripes);
     if (stripes == 1) {
       float *dq = row_at(a.dq, a.dq_stride, s.q0, at.h, D);
       backward_sweep(a, s, at.b, at.h, first, end, delta, dropout, dq, a.dq_stride);

@@ -1,7 +1,7 @@
 // Tile arithmetic of the attention kernels: the block product in registers, transposed copies in and out, masks.
 //
-// Every product has the form C [rows, lanes] += A [rows, depth] B [depth, lanes]. A is read in place, one number at a time
-// (any row stride, transposed or not), so that K, V, Q and dO need no copy on that side; B and C are tiles.
+// Every product has the form C [rows, lanes] += A [rows, depth] B [depth, lanes]. A is read in place, one number at a
+// time (any row stride, transposed or not), so that K, V, Q and dO need no copy on that side; B and C are tiles.
 #pragma once
 
 #include <stddef.h>
@@ -16,8 +16,8 @@ constexpr int BLOCK_ROWS = 8;  // 8 x 3 sums, 3 vectors of B: 27 of 32 registers
 constexpr int BLOCK_ROWS = 4;  // 4 x 3 sums of 16 registers
 #endif
 
-/// e^x for x <= 0 (or little above), 0 below -86: in fewer steps than vexp, and without a denormal on the way, which would
-/// cost a hundred cycles on every masked score.
+/// e^x for x <= 0 (or little above), 0 below -86: in fewer steps than vexp, and without a denormal on the way, which
+/// would cost a hundred cycles on every masked score.
 FA_INLINE vf exp_below(vf x) {
   const vf low = splat(-86.f), magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
   const vf c = x < low ? low : x;
@@ -147,7 +147,8 @@ static inline void mask_query_lanes(const Sequence &s, int i0, int ni, int j0, i
   }
 }
 
-/// Scores whose lanes are keys j0 .. and whose rows are queries i0 ..: -inf where not seen, and in the lanes behind the keys.
+/// Scores whose lanes are keys j0 .. and whose rows are queries i0 ..: -inf where not seen, and in the lanes behind the
+/// keys.
 static inline void mask_key_lanes(const Sequence &s, int i0, int rows, int j0, int vectors, float *tile) {
   if (s.limit(i0) >= j0 + vectors * W) return;
   alignas(64) int32_t lane[LANES];
@@ -217,8 +218,8 @@ struct KeyBlock {
   }
 };
 
-/// The backward pass of one head over key blocks first .. end: writes their dk and dv, and dq as far as it comes from them,
-/// into rows `dq` of `dq_stride` (the first is query 0 of the sequence).
+/// The backward pass of one head over key blocks first .. end: writes their dk and dv, and dq as far as it comes from
+/// them, into rows `dq` of `dq_stride` (the first is query 0 of the sequence).
 static inline void backward_sweep(const fa_attention_args &a, const Sequence &s, int b, int h, int first, int end,
                                   const float *delta, const ScoreDropout &dropout, float *dq, int64_t dq_stride) {
   KeyBlock f;

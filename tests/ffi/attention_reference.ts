@@ -1,6 +1,6 @@
 /**
- * Attention in float64 by plain loops, forward and backward, with the masks and dropout of cuda/flashattn.h: what the
- * kernels are checked against. Shares nothing with them.
+ * Attention in float64 by plain loops, forward and backward, with the masks and dropout of cuda/flashattn.h:
+ * what the kernels are checked against. Shares nothing with them.
  *
  * @module
  */
@@ -103,8 +103,8 @@ export function visibleKeys(i: number, n: number, m: number, keys: number, causa
 /**
  * Attention and its gradients.
  *
- * @param round Rounds each probability (for values and dv) and each gradient of a score, as a kernel of low precision does
- * before its matrix products. None in the reference proper.
+ * @param round Rounds each probability (for values and dv) and each gradient of a score, as a kernel of low
+ * precision does before its matrix products. None in the reference proper.
  */
 export function solve(problem: Problem, round: (x: number) => number = (x) => x): Solution {
   const { heads, headDim, rowsQ, rowsK } = problem;

@@ -21,7 +21,8 @@ import {
   visibleKeys,
 } from "./attention_reference.ts";
 
-openTestContext()[Symbol.dispose](); // opens the library here: the resource sanitizer would count it as a test's leak
+// Opens the library here: the resource sanitizer would count it as a leak of the first test.
+openTestContext()[Symbol.dispose]();
 
 const DTYPES: readonly DType[] = testDevice() === "cuda" ? ["bf16", "f16"] : ["f32"];
 const RNG = { seed: 0x1234_5678_9abc_def0n, step: 41n };
@@ -255,9 +256,10 @@ function difference(x: ArrayLike<number>, y: ArrayLike<number>): number {
 }
 
 /**
- * How far from the float64 solution a result in `dtype` may be. 16 bits: twice the error of the same computation with its
- * probabilities rounded, plus the rounding of the result (the rule of FlashAttention's own tests). fp32: some hundred roundings of
- * the tensor's magnitude; an error of the scores grows with their size.
+ * How far from the float64 solution a result in `dtype` may be. 16 bits: twice the error of the same
+ * computation with its probabilities rounded, plus the rounding of the result (the rule of FlashAttention's
+ * own tests). fp32: some hundred roundings of the tensor's magnitude; an error of the scores grows with their
+ * size.
  */
 function tolerances(problem: Problem, exact: Solution, dtype: DType): Record<keyof Result, number> {
   const sizes = (x: ArrayLike<number>): number => largest(x);
