@@ -293,7 +293,7 @@ export function fillTo(
 /** Share of a batch's rows that hold no token, 0 to 1. */
 export function paddingShare(batch: Batch): number {
   const rows = batch.sourceRows + batch.targetRows;
-  return rows === 0 ? 0 : 1 - (batch.sourceTokens + batch.targetTokens) / rows;
+  return rows === 0 ? 0 : (rows - batch.sourceTokens - batch.targetTokens) / rows;
 }
 
 /** How batches are planned. */
@@ -467,7 +467,7 @@ export class Batcher {
       total.maxSource = Math.max(total.maxSource, longestSource);
       total.maxTarget = Math.max(total.maxTarget, longestTarget);
     }
-    const padding = rows === 0 ? 0 : 1 - (total.sourceTokens + total.targetTokens) / rows;
+    const padding = rows === 0 ? 0 : (rows - total.sourceTokens - total.targetTokens) / rows;
     return { batches: starts.length - 1, sentences: order.length, ...total, padding };
   }
 

@@ -32,9 +32,8 @@ export function chineseNumber(n: number): string {
   const rest = n % unit;
   const head = (lead === 2 ? "两" : digit(lead)) + name;
   if (rest === 0) return head;
-  if (rest < unit / 10) return `${head}零${chineseNumber(rest)}`;
-  // Ten within a larger number is 一十.
-  return head + (rest < 20 ? "一" : "") + chineseNumber(rest);
+  // Within a larger number ten is 一十, and a skipped place is 零.
+  return head + (rest < unit / 10 ? "零" : "") + (rest >= 10 && rest < 20 ? "一" : "") + chineseNumber(rest);
 }
 
 /** A number before a measure word: two is 两, not 二. */
