@@ -106,7 +106,9 @@ export interface BootstrapOptions {
 
 /** A confidence interval of 95 %: mean and half width. */
 export interface Confidence {
+  /** Mean of the resampled scores. */
   mean: number;
+  /** Half the width of the interval. */
   margin: number;
 }
 

@@ -16,6 +16,7 @@ export type Layout = "packed" | "padded";
  * beyond offsets[B] belong to no sentence; they, and the rows a padded layout adds, have id and target PAD.
  */
 export interface Batch {
+  /** How rows are laid out. */
   layout: Layout;
   /** B, with the empty sentences that `fillTo` adds. */
   sentences: number;
@@ -55,10 +56,16 @@ export interface Batch {
 
 /** Sentences of different lengths in one array. */
 export class Ragged {
+  /** All ids, sentence after sentence. */
   readonly ids: Int32Array;
+  /** [count + 1] where each sentence starts. */
   readonly offsets: Int32Array;
 
-  /** @param sentences Copied one after another. */
+  /**
+   * Joins sentences.
+   *
+   * @param sentences Copied one after another.
+   */
   constructor(sentences: readonly ArrayLike<number>[]) {
     this.offsets = new Int32Array(sentences.length + 1);
     let total = 0;
@@ -314,7 +321,9 @@ export interface BatcherOptions {
 
 /** A place in the sequence of batches: the batch to come next. */
 export interface Cursor {
+  /** Epoch, from 0. */
   epoch: number;
+  /** Batch of the epoch, from 0. */
   batch: number;
 }
 
@@ -328,9 +337,13 @@ interface Plan {
 
 /** What an epoch's batches amount to. */
 export interface PlanStatistics {
+  /** Number of batches. */
   batches: number;
+  /** Sentences in all batches. */
   sentences: number;
+  /** Source tokens, EOS included. */
   sourceTokens: number;
+  /** Target tokens, EOS included. */
   targetTokens: number;
   /** Share of rows without a token, 0 to 1; 0 in the packed layout. */
   padding: number;
@@ -338,6 +351,7 @@ export interface PlanStatistics {
   maxSentences: number;
   /** Longest source and target in rows. */
   maxSource: number;
+  /** Longest target in rows. */
   maxTarget: number;
 }
 
@@ -348,6 +362,8 @@ export class Batcher {
   #plan: Plan | undefined;
 
   /**
+   * Makes the batches of a corpus.
+   *
    * @throws {RangeError} If a number is out of range, or a sentence alone has more rows than a batch may.
    */
   constructor(corpus: EncodedPairs, options: BatcherOptions) {

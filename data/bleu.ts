@@ -57,6 +57,7 @@ export interface BleuScore {
   referenceLength: number;
   /** For example `nrefs:1|case:mixed|eff:no|tok:zh|smooth:exp|version:2.6.0-compat`. */
   signature: string;
+  /** The signature in short: `#:1|c:mixed|e:no|tok:zh|s:exp|v:2.6.0-compat`. */
   shortSignature: string;
   /** The whole line: `BLEU|<signature> = 19.25 57.4/30.5/15.8/10.9 (BP = ...)`. */
   verbose: string;

@@ -46,10 +46,15 @@ export interface BpeOptions {
 
 /** A vocabulary as JSON: `alphabet` in id order from 260, `merges` as "left right". */
 export interface BpeJson {
+  /** Says what this is. */
   format: "bpe";
+  /** Version of this layout. */
   version: 1;
+  /** Whether a space is put before the text. */
   prefixSpace: boolean;
+  /** The characters with an id of their own, from 260 on. */
   alphabet: string[];
+  /** The merges in the order learned, as "left right". */
   merges: string[];
 }
 
@@ -320,7 +325,9 @@ function contentHash(text: string): string {
 
 /** The two vocabularies of a translation model; one and the same object where joint. */
 export interface Vocabularies {
+  /** Vocabulary of the source language. */
   source: Bpe;
+  /** Vocabulary of the target language. */
   target: Bpe;
 }
 

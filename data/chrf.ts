@@ -40,6 +40,7 @@ export interface ChrfScore {
   name: string;
   /** For example `nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0-compat`. */
   signature: string;
+  /** The signature in short. */
   shortSignature: string;
   /** The whole line: `chrF2|<signature> = 18.05`. */
   verbose: string;

@@ -9,8 +9,11 @@ import { Random } from "./random.ts";
 
 /** A corpus in three parts. */
 export interface Corpus extends Languages {
+  /** Pairs to train on. */
   train: SentencePair[];
+  /** Pairs to choose the best model by. */
   dev: SentencePair[];
+  /** Pairs for the final test. */
   test: SentencePair[];
   /** The files that each part was read from; empty for the built-in corpus. */
   files: Record<Part, string[]>;

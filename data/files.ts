@@ -152,10 +152,10 @@ function pairFilesOf(
 }
 
 /** The parts of a corpus, and how their file names may begin. */
-const PREFIXES = { train: ["train"], dev: ["dev", "val"], test: ["test"] } as const;
+const PREFIXES: Record<Part, readonly string[]> = { train: ["train"], dev: ["dev", "val"], test: ["test"] };
 
 /** A part of a corpus. */
-export type Part = keyof typeof PREFIXES;
+export type Part = "train" | "dev" | "test";
 
 /**
  * Finds a part in a data folder: files whose name begins with train; dev or val; test. A name that is exactly that

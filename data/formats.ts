@@ -6,13 +6,17 @@
 
 /** One sentence and its translation. */
 export interface SentencePair {
+  /** The sentence. */
   source: string;
+  /** Its translation. */
   target: string;
 }
 
 /** The languages of a corpus, as file names and JSON keys spell them: "en", "zh". */
 export interface Languages {
+  /** The language translated from. */
   source: string;
+  /** The language translated into. */
   target: string;
 }
 

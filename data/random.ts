@@ -13,6 +13,8 @@ export class Random {
   #d = 0;
 
   /**
+   * Starts a sequence.
+   *
    * @param seed Any finite number; its lower 53 bits count.
    * @param stream Separates generators of one seed, such as the epochs of a run.
    * @throws {RangeError} If the seed or the stream is no finite number.
