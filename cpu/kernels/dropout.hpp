@@ -24,18 +24,23 @@ FA_INLINE Mask make_mask(const fa::Dropout &d) {
   return mask;
 }
 
-/// factors[i] for the elements first + i, i < count <= 128.
+/// factors[i] for the elements first + i, i < count <= 128; all 128 are written.
 static inline void dropout_factors(const Mask &mask, uint64_t first, int count, float *factors) {
+  typedef uint16_t vh __attribute__((vector_size(2 * W)));
   alignas(64) uint16_t values[2 * PHILOX_ELEMENTS];
   int skip = (int)(first % 8);
   philox_elements(mask.key, mask.site, first / 8, values);
   if (skip + count > PHILOX_ELEMENTS) {
     philox_elements(mask.key, mask.site, first / 8 + PHILOX_GROUPS, values + PHILOX_ELEMENTS);
-  }
-  if (count == PHILOX_ELEMENTS) {
-    for (int i = 0; i < PHILOX_ELEMENTS; i++) factors[i] = values[skip + i] >= mask.threshold ? mask.scale : 0.f;
   } else {
-    for (int i = 0; i < count; i++) factors[i] = values[skip + i] >= mask.threshold ? mask.scale : 0.f;
+    memset(values + PHILOX_ELEMENTS, 0, 8 * sizeof(uint16_t));
+  }
+  vi threshold = vi{} + (int32_t)mask.threshold;
+  vf kept = splat(mask.scale);
+  for (int i = 0; i < PHILOX_ELEMENTS; i += W) {
+    vh value;
+    memcpy(&value, values + skip + i, sizeof value);
+    store(factors + i, __builtin_convertvector(value, vi) >= threshold ? kept : vf{});
   }
 }
 

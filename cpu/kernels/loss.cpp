@@ -104,12 +104,6 @@ struct Best {
   }
 };
 
-FA_INLINE bool any(vi mask) {
-  int32_t found = 0;
-  for (int l = 0; l < W; l++) found |= mask[l];
-  return found != 0;
-}
-
 void topk_row(float *scores, int32_t *ids, const float *x, int32_t V, int32_t k) {
   constexpr int STEP = 4 * W;
   Best best;
@@ -118,9 +112,12 @@ void topk_row(float *scores, int32_t *ids, const float *x, int32_t V, int32_t k)
   for (; i < k; i++) best.offer(x[i], i, k);
   for (; i + STEP <= V; i += STEP) {
     vf most = vmax(vmax(load(x + i), load(x + i + W)), vmax(load(x + i + 2 * W), load(x + i + 3 * W)));
-    // A NaN may hide its neighbour in `most`; then no lane compares, and `!(<=)` looks closer.
-    if (!any(~(vi)(most <= best.values[k - 1]))) continue;
-    for (int l = 0; l < STEP; l++) best.offer(x[i + l], i + l, k);
+    // A NaN may hide its neighbours in `most`; it does not compare, so that `!(<=)` looks closer.
+    if (!lane_bits(~(vi)(most <= best.values[k - 1]))) continue;
+    for (int32_t at = i; at < i + STEP; at += W) {
+      uint32_t better = lane_bits((vi)(load(x + at) > best.values[k - 1]));
+      for (; better; better &= better - 1) best.offer(x[at + __builtin_ctz(better)], at + __builtin_ctz(better), k);
+    }
   }
   for (; i < V; i++) best.offer(x[i], i, k);
   float max = best.values[0];

@@ -5,6 +5,9 @@
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace FA_ISA {
 
@@ -67,6 +70,21 @@ FA_INLINE float hmax(vf v) {
     for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
   }
   return x[0];
+}
+
+/// One bit for each lane that a comparison found true.
+FA_INLINE uint32_t lane_bits(vi mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX__)
+  return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#elif defined(__SSE2__)
+  return (uint32_t)_mm_movemask_ps((__m128)mask);
+#else
+  uint32_t bits = 0;
+  for (int l = 0; l < W; l++) bits |= mask[l] ? 1u << l : 0;
+  return bits;
+#endif
 }
 
 /// e^x to about 1 ulp. Below -86.9 (results under 1.8e-38) it gives 0, above 88.72 inf; NaN stays NaN.
