@@ -330,6 +330,9 @@ const CASES: readonly Case[] = [
   { name: "dropout 0.5, causal", n: [130, 97], m: [130, 97], dropout: 0.5, causal: true, headDim: 64 },
   { name: "dropout, padded keys", n: [65, 20], m: [80, 80], dropout: 0.3, keyLengths: [49, 80], heads: 3 },
   { name: "decoding", n: Array(9).fill(1), m: [1, 2, 7, 16, 17, 48, 49, 100, 0], causal: true },
+  { name: "decoding, dropout", n: [1, 2, 4, 3], m: [90, 2, 70, 130], headDim: 64, dropout: 0.2 },
+  { name: "decoding, large scores", n: [1, 3], m: [300, 200], headDim: 128, amplitudes: [15, 9, 3] },
+  { name: "decoding, D=16", n: [1, 1], m: [33, 7], headDim: 16, keyLengths: [31, 0] },
   { name: "many short", n: Array(40).fill(11), m: Array(40).fill(13), heads: 4, headDim: 8 },
   { name: "scale 0", n: [20], m: [30], scale: 0 },
   ...[1, 2, 5, 17, 128, 300].flatMap((n) =>
