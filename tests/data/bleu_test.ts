@@ -135,6 +135,11 @@ Deno.test("corpusBleu() allows a varying number of references", () => {
   assertEquals(bleu.signature.split("|")[0], "nrefs:var");
 });
 
+Deno.test("corpusBleu() takes the shorter of two references equally close in length", () => {
+  const bleu = corpusBleu(["a b c d"], [["a b c d e"], ["a b c"]]);
+  assertEquals([bleu.referenceLength, bleu.brevityPenalty], [3, 1]);
+});
+
 Deno.test("corpusBleu() prints ties as Python does", () => {
   // 1 of 16 is 6.25 %: Python prints 6.2, toFixed() 6.3.
   const words = Array.from({ length: 15 }, (_, i) => `x${i}`).join(" ");

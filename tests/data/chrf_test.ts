@@ -26,6 +26,13 @@ Deno.test("sentenceChrf() with words is chrF++", () => {
   assertEquals(chrf.name, "chrF2++");
 });
 
+Deno.test("corpusChrf() does not blame n-grams longer than the reference", () => {
+  const short = corpusChrf(["abcdefgh", "the cat"], ["abc", "the dog"]);
+  assertAlmostEquals(short.score, 23.936287477954142, 1e-12);
+  const withWords = corpusChrf(["(abc) defgh!", "the cat"], ["'abc", "the dog"], { wordOrder: 2 });
+  assertAlmostEquals(withWords.score, 18.168969776731085, 1e-12);
+});
+
 Deno.test("corpusChrf() takes the best of several references", () => {
   const one = corpusChrf(["the cat"], ["the cat"]).score;
   assertStrictEquals(corpusChrf(["the cat"], [["a dog"], ["the cat"]]).score, one);
