@@ -10,7 +10,7 @@ import {
   Transformer,
 } from "../../models/mod.ts";
 import { capacityOf } from "../../models/batch.ts";
-import { sinusoids } from "../../models/layers.ts";
+import { sinusoids, Sites } from "../../models/layers.ts";
 import { StagedBatch } from "../../models/staging.ts";
 import { openTestContext } from "../context.ts";
 import { batchOf, randomPairs, relativeError, SMALL, TINY } from "./fixtures.ts";
@@ -169,6 +169,11 @@ Deno.test("sinusoids() are those of the paper", () => {
     assertAlmostEquals(table[position * 16 + 2 * i] ?? NaN, Math.sin(angle), 1e-7);
     assertAlmostEquals(table[position * 16 + 2 * i + 1] ?? NaN, Math.cos(angle), 1e-7);
   }
+});
+
+Deno.test("Sites gives every place of dropout a number of its own", () => {
+  const sites = new Sites();
+  assertEquals(new Set(Array.from({ length: 50 }, () => sites.take())).size, 50);
 });
 
 Deno.test("Transformer and batches refuse what does not fit", () => {
