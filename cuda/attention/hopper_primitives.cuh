@@ -57,16 +57,9 @@ __device__ __forceinline__ bool barrier_try_wait(uint32_t barrier, uint32_t pari
 }
 
 // Returns when the phase of `parity` is complete. A fresh barrier counts as having completed a phase of parity 1.
-// FA_HOPPER_POLLS, in test builds: traps after that many polls, so that a lost arrival ends as an error.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-#ifdef FA_HOPPER_POLLS
-  for (uint32_t polls = 0; !barrier_try_wait(barrier, parity); polls++) {
-    if (polls > FA_HOPPER_POLLS) asm volatile("trap;");
-  }
-#else
   while (!barrier_try_wait(barrier, parity)) {
   }
-#endif
 }
 
 // Named barrier among `threads` threads, whole warps. Id 0 is __syncthreads.
