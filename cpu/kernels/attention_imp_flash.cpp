@@ -12,7 +12,7 @@ namespace FA_ISA {
 
 namespace {
 
-constexpr int TASKS = 32;  // enough for many cores; a constant, so that results do not depend on the number of threads
+constexpr int TASKS = 16;  // enough for many cores; a constant, so that results do not depend on the number of threads
 
 /// Where task t of (batch, head, block) is.
 struct Place {
