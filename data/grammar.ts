@@ -9,7 +9,8 @@
  */
 import type { Corpus } from "./corpus.ts";
 import type { SentencePair } from "./formats.ts";
-import { drawSentence, type Sentence } from "./grammar/sentences.ts";
+import type { Sentence } from "./grammar/sentence.ts";
+import { drawSentence } from "./grammar/sentences.ts";
 import { Random } from "./random.ts";
 
 /** Size and seed of the built-in corpus. */
