@@ -63,7 +63,7 @@ function basePieces(alphabet: readonly string[]): string[] {
   return [...SPECIALS, ...bytes, ...alphabet];
 }
 
-function fraction(name: string, value: number, lowest: number, highest: number): void {
+function between(name: string, value: number, lowest: number, highest: number): void {
   if (!(value >= lowest && value <= highest)) {
     throw new RangeError(
       `Cannot train a vocabulary as ${name} must be from ${lowest} to ${highest}: current value is ${value}`,
@@ -128,10 +128,15 @@ export class Bpe {
   static train(lines: Iterable<string>, options: BpeOptions): Bpe {
     const { vocabSize, coverage = 0.9995, minFrequency = 2, maxPieceLength = 16, prefixSpace = true } =
       options;
-    fraction("vocabSize", vocabSize, FIRST_CHAR + 1, 1 << 24);
-    fraction("coverage", coverage, 0, 1);
-    fraction("minFrequency", minFrequency, 1, Number.MAX_SAFE_INTEGER);
-    fraction("maxPieceLength", maxPieceLength, 1, 64);
+    if (!Number.isInteger(vocabSize)) {
+      throw new RangeError(
+        `Cannot train a vocabulary as vocabSize must be a whole number: current value is ${vocabSize}`,
+      );
+    }
+    between("vocabSize", vocabSize, FIRST_CHAR + 1, 1 << 24);
+    between("coverage", coverage, 0, 1);
+    between("minFrequency", minFrequency, 1, Number.MAX_SAFE_INTEGER);
+    between("maxPieceLength", maxPieceLength, 1, 64);
     const types = new Map<string, number>();
     const count = (chunk: string): void => {
       types.set(chunk, (types.get(chunk) ?? 0) + 1);

@@ -134,7 +134,10 @@ function pairFilesOf(
   const whole = parts.filter((part) => WHOLE.includes(part.extension));
   const lines = parts.filter((part) => !WHOLE.includes(part.extension));
   const [only, second] = whole;
-  if (second !== undefined || (only !== undefined && lines.length > 1)) {
+  // Beside train.tsv a train.log does no harm, but train.en and train.zh would be a second corpus.
+  const rivals = [wanted.source ?? DEFAULTS.source, wanted.target ?? DEFAULTS.target];
+  const isTwofold = rivals.every((language) => lines.some((part) => part.extension === language));
+  if (second !== undefined || (only !== undefined && isTwofold)) {
     throw new RangeError(
       `Cannot choose between ${parts.map((part) => part.file).join(", ")} in ${folder}: keep one`,
     );

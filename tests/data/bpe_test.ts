@@ -202,6 +202,7 @@ Deno.test("Bpe.train() leaves rare characters to bytes", () => {
 Deno.test("Bpe.train() checks its options", () => {
   assertThrows(() => Bpe.train(TEXT, { vocabSize: 100 }), RangeError, "vocabSize");
   assertThrows(() => Bpe.train(TEXT, { vocabSize: 270 }), RangeError, "vocabSize must be at least");
+  assertThrows(() => Bpe.train(TEXT, { vocabSize: 400.5 }), RangeError, "whole number");
   assertThrows(() => Bpe.train(TEXT, { vocabSize: 400, coverage: 2 }), RangeError, "coverage");
   assert(Bpe.train([], { vocabSize: 300 }).size === 261);
 });

@@ -43,6 +43,8 @@ folderTest(
     "test.en.gz": await gzip("d\ne\n"),
     "test.zh": "四\n五\n",
     "README.md": "not data",
+    "train.log": "not data either",
+    "train.md": "nor this",
   },
   async (folder) => {
     const corpus = await loadCorpus(folder);
@@ -118,7 +120,16 @@ folderTest(
 
 folderTest(
   "loadCorpus() refuses to guess",
-  { "train.tsv": "a\tb", "train.json": '[["a", "b"]]', "dev.tsv": "a\tb", "dev.tsv.gz": "", "test.en": "a" },
+  {
+    "train.tsv": "a\tb",
+    "train.json": '[["a", "b"]]',
+    "dev.tsv": "a\tb",
+    "dev.tsv.gz": "",
+    "test.en": "a",
+    "all.tsv": "a\tb",
+    "all.en": "a",
+    "all.zh": "b",
+  },
   async (folder) => {
     await assertRejects(() => loadCorpus(folder, { parts: ["train"] }), RangeError, "train.json, train.tsv");
     await assertRejects(() => loadCorpus(folder, { parts: ["dev"] }), RangeError, "dev.tsv and dev.tsv.gz");
