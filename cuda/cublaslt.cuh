@@ -41,7 +41,6 @@ enum Epilogue : int {
   epilogue_default = 1,
   epilogue_bias = 4,
   epilogue_relu_bias = 6,
-  epilogue_bgrad_a = 256,
 };
 
 struct Algo {

@@ -20,8 +20,8 @@ struct LossArguments {
 
 // Zeroes the columns first .. stride of a row.
 template <class T, bool Vector>
-__device__ __forceinline__ void zero_row(T *row, int64_t stride) {
-  for (int64_t c = threadIdx.x * 8; c < stride; c += loss_threads * 8) {
+__device__ __forceinline__ void zero_row(T *row, int64_t first, int64_t stride) {
+  for (int64_t c = first + threadIdx.x * 8; c < stride; c += loss_threads * 8) {
     store_pack<T, Vector>(row + c, static_cast<int>(min(static_cast<int64_t>(8), stride - c)), zero_pack<T>());
   }
 }
@@ -30,26 +30,30 @@ template <class T, bool Vector, class Row>
 __device__ __forceinline__ void store_gradient(T *logits, const Row &row, const LossArguments &a, float lse, int target) {
   const float scale = a.grad_scale[0];
   const float even = a.smoothing / a.V * scale;
-  const float shift = lse * 1.44269504088896340736f;
-  const int64_t stored = (a.stride + 7) / 8;
-  for (int64_t g = threadIdx.x; g < stored; g += loss_threads) {
-    float x[8] = {};
-    if (g < row.groups) {
-      row.get(static_cast<int>(g), x);
-      const int valid = row.valid(static_cast<int>(g));
+  const float shift = lse * log2_e;
+#pragma unroll 2
+  for (int g = threadIdx.x; g < row.groups; g += loss_threads) {
+    float x[8];
+    row.get(g, x);
+#pragma unroll
+    for (int i = 0; i < 8; i++) x[i] = fmaf(power_of_two(fmaf(x[i], log2_e, -shift)), scale, -even);
+    if (target >> 3 == g) {
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        x[i] = i < valid ? exp2f(fmaf(x[i], 1.44269504088896340736f, -shift)) * scale - even : 0.0f;
-      }
-      if (target >> 3 == g) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-          if (i == (target & 7)) x[i] -= (1.0f - a.smoothing) * scale;
-        }
+        if (i == (target & 7)) x[i] -= (1.0f - a.smoothing) * scale;
       }
     }
-    store_pack<T, Vector>(logits + g * 8, static_cast<int>(min(static_cast<int64_t>(8), a.stride - g * 8)), pack_of<T>(x));
+    const int valid = row.valid(g);
+    if (valid < 8) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        if (i >= valid) x[i] = 0.0f;
+      }
+    }
+    const int64_t stored = Vector ? 8 : a.stride - static_cast<int64_t>(g) * 8;
+    store_pack<T, Vector>(logits + static_cast<int64_t>(g) * 8, stored < 8 ? static_cast<int>(stored) : 8, pack_of<T>(x));
   }
+  zero_row<T, Vector>(logits, static_cast<int64_t>(row.groups) * 8, a.stride);
 }
 
 template <class T, bool Vector, bool Cached>
@@ -65,7 +69,7 @@ __global__ __launch_bounds__(loss_threads, 3) void cross_entropy_kernel(T *all_l
       a.nll[r] = 0.0f;
       if (a.correct != nullptr) a.correct[r] = 0;
     }
-    if (a.with_gradient) zero_row<T, Vector>(logits, a.stride);
+    if (a.with_gradient) zero_row<T, Vector>(logits, 0, a.stride);
     return;
   }
   const LogitRow<T, Vector, Cached> row(logits, shared_row, a.V);
@@ -99,7 +103,7 @@ __global__ __launch_bounds__(loss_threads, 3) void cross_entropy_kernel(T *all_l
 template <class T, bool Vector, bool Cached>
 fa_status launch(fa_ctx *ctx, void *logits, const LossArguments &arguments, int rows, size_t shared) {
   constexpr auto kernel = cross_entropy_kernel<T, Vector, Cached>;
-  FA_TRY(allow_shared(ctx, kernel, shared));
+  FA_TRY(prefer_shared(ctx, kernel, shared));
   kernel<<<rows, loss_threads, shared, ctx->stream>>>(static_cast<T *>(logits), arguments);
   return FA_LAUNCHED(ctx, "cross_entropy_kernel");
 }

@@ -76,26 +76,17 @@ __global__ __launch_bounds__(256) void bias_relu_dropout_forward_kernel(T *y, co
   const Dropout dropout(params);
   float shift[8] = {};
   if (bias != nullptr) unpack(load_pack<T, Vector>(bias + column, valid), shift);
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * chunk + threadIdx.y;
-  const int64_t last = min((static_cast<int64_t>(blockIdx.y) + 1) * chunk, rows);
-  const int64_t step = blockDim.y;
-  const auto finish = [&](int64_t r, const Pack<T> &pack) {
-    float value[8];
-    unpack(pack, value);
+  Pack<T> pack[row_batch];
+  for_row_batches(
+      rows, chunk, [&](int64_t r, int u) { pack[u] = load_pack<T, Vector>(x + r * n + column, valid); },
+      [&](int64_t r, int u) {
+        float value[8];
+        unpack(pack[u], value);
 #pragma unroll
-    for (int i = 0; i < 8; i++) value[i] = fmaxf(value[i] + shift[i], 0.0f);
-    drop_row_group<Vector>(dropout, r, n, column, value);
-    store_pack<T, Vector>(y + r * n + column, valid, pack_of<T>(value));
-  };
-  int64_t r = first;
-  for (; r + 3 * step < last; r += 4 * step) {
-    Pack<T> pack[4];
-#pragma unroll
-    for (int u = 0; u < 4; u++) pack[u] = load_pack<T, Vector>(x + (r + u * step) * n + column, valid);
-#pragma unroll
-    for (int u = 0; u < 4; u++) finish(r + u * step, pack[u]);
-  }
-  for (; r < last; r += step) finish(r, load_pack<T, Vector>(x + r * n + column, valid));
+        for (int i = 0; i < 8; i++) value[i] = fmaxf(value[i] + shift[i], 0.0f);
+        drop_row_group<Vector>(dropout, r, n, column, value);
+        store_pack<T, Vector>(y + r * n + column, valid, pack_of<T>(value));
+      });
 }
 
 template <class T, bool Vector>
@@ -105,35 +96,26 @@ __global__ __launch_bounds__(256) void bias_relu_dropout_backward_kernel(T *dx, 
   __shared__ float shared[8 * 256];
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
   const int valid = column < n ? static_cast<int>(min(static_cast<int64_t>(8), n - column)) : 0;
-  const int64_t last = min((static_cast<int64_t>(blockIdx.y) + 1) * chunk, rows);
-  const int64_t step = blockDim.y;
   float sum[8] = {};
-  const auto finish = [&](int64_t r, const Pack<T> &gradient, const Pack<T> &output) {
-    float value[8], mask[8];
-    unpack(gradient, value);
-    unpack(output, mask);
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-      value[i] = mask[i] > 0.0f ? value[i] * scale : 0.0f;
-      sum[i] += value[i];
-    }
-    store_pack<T, Vector>(dx + r * n + column, valid, pack_of<T>(value));
-  };
   if (valid > 0) {
-    int64_t r = static_cast<int64_t>(blockIdx.y) * chunk + threadIdx.y;
-    for (; r + 3 * step < last; r += 4 * step) {
-      Pack<T> gradient[4], output[4];
+    Pack<T> gradient[row_batch], output[row_batch];
+    for_row_batches(
+        rows, chunk,
+        [&](int64_t r, int u) {
+          gradient[u] = load_pack<T, Vector>(dy + r * n + column, valid);
+          output[u] = load_pack<T, Vector>(y + r * n + column, valid);
+        },
+        [&](int64_t r, int u) {
+          float value[8], mask[8];
+          unpack(gradient[u], value);
+          unpack(output[u], mask);
 #pragma unroll
-      for (int u = 0; u < 4; u++) {
-        gradient[u] = load_pack<T, Vector>(dy + (r + u * step) * n + column, valid);
-        output[u] = load_pack<T, Vector>(y + (r + u * step) * n + column, valid);
-      }
-#pragma unroll
-      for (int u = 0; u < 4; u++) finish(r + u * step, gradient[u], output[u]);
-    }
-    for (; r < last; r += step) {
-      finish(r, load_pack<T, Vector>(dy + r * n + column, valid), load_pack<T, Vector>(y + r * n + column, valid));
-    }
+          for (int i = 0; i < 8; i++) {
+            value[i] = mask[i] > 0.0f ? value[i] * scale : 0.0f;
+            sum[i] += value[i];
+          }
+          store_pack<T, Vector>(dx + r * n + column, valid, pack_of<T>(value));
+        });
   }
   if (partial == nullptr) return;
   add_block_rows(sum, shared);

@@ -17,30 +17,17 @@ __global__ __launch_bounds__(256) void column_sum_kernel(float *partial, const T
   __shared__ float shared[8 * 256];
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
   const int valid = column < n ? static_cast<int>(min(static_cast<int64_t>(8), n - column)) : 0;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * chunk;
-  const int64_t last = min(first + chunk, rows);
   float sum[8] = {};
   if (valid > 0) {
-    const T *at = x + column;
-    int64_t r = first + threadIdx.y;
-    for (; r + 7 * blockDim.y < last; r += 8 * blockDim.y) {
-      Pack<T> pack[8];
+    Pack<T> pack[row_batch];
+    for_row_batches(
+        rows, chunk, [&](int64_t r, int u) { pack[u] = load_pack<T, Vector>(x + r * stride + column, valid); },
+        [&](int64_t, int u) {
+          float value[8];
+          unpack(pack[u], value);
 #pragma unroll
-      for (int u = 0; u < 8; u++) pack[u] = load_pack<T, Vector>(at + (r + u * blockDim.y) * stride, valid);
-#pragma unroll
-      for (int u = 0; u < 8; u++) {
-        float value[8];
-        unpack(pack[u], value);
-#pragma unroll
-        for (int i = 0; i < 8; i++) sum[i] += value[i];
-      }
-    }
-    for (; r < last; r += blockDim.y) {
-      float value[8];
-      unpack(load_pack<T, Vector>(at + r * stride, valid), value);
-#pragma unroll
-      for (int i = 0; i < 8; i++) sum[i] += value[i];
-    }
+          for (int i = 0; i < 8; i++) sum[i] += value[i];
+        });
   }
   add_block_rows(sum, shared);
   if (threadIdx.y == 0 && valid > 0) store_partial(partial, n, column, accumulate, sum);
@@ -149,17 +136,18 @@ ColumnGrid column_grid(int64_t rows, int64_t n, int64_t most_blocks) {
   ColumnGrid shape;
   shape.block = dim3(width, 256 / width);
   const int64_t across = ceil_div(groups, width);
-  int64_t chunks = ceil_div(rows, 4 * int64_t{shape.block.y});
+  const int64_t batch = int64_t{row_batch} * shape.block.y;
+  int64_t chunks = ceil_div(rows, batch);
   if (most_blocks > 0) chunks = std::min(chunks, std::max<int64_t>(1, most_blocks / across));
   chunks = std::max<int64_t>(1, std::min<int64_t>(chunks, 65535));
-  shape.chunk = static_cast<int>(std::max<int64_t>(1, ceil_div(rows, chunks)));
+  shape.chunk = static_cast<int>(std::max<int64_t>(batch, align_up(ceil_div(rows, chunks), batch)));
   shape.chunks = static_cast<int>(std::max<int64_t>(1, ceil_div(rows, shape.chunk)));
   shape.grid = dim3(static_cast<unsigned>(across), static_cast<unsigned>(shape.chunks));
   return shape;
 }
 
 ColumnGrid partial_grid(const fa_ctx *ctx, int64_t rows, int64_t n) {
-  return column_grid(rows, n, 4 * int64_t{ctx->sm_count});
+  return column_grid(rows, n, 6 * int64_t{ctx->sm_count});
 }
 
 fa_status add_partials(fa_ctx *ctx, float *out, float *second, int vectors, const float *partial, int64_t count, int64_t n,

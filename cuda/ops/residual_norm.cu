@@ -97,6 +97,8 @@ __global__ __launch_bounds__(norm_threads) void residual_norm_forward_kernel(
   }
 }
 
+// ---- backward ------------------------------------------------------------------------------------------------------
+
 // What the backward pass reads of one row.
 template <class T, int Groups>
 struct NormRow {
@@ -104,25 +106,56 @@ struct NormRow {
   float mean, rstd;
 };
 
+// Pointers of the backward pass; dout and dsum may be NULL.
+template <class T>
+struct NormInputs {
+  const T *dout, *dsum, *sum, *gamma;
+  const float *mean, *rstd;
+};
+
 template <class T, int Team, int Groups, bool Vector>
 __device__ __forceinline__ void load_row(NormRow<T, Groups> &row, const RowShape<Team, Groups, Vector> &shape, int64_t r,
-                                         const T *dout, const T *dsum, const T *sum, const float *mean,
-                                         const float *rstd) {
+                                         const NormInputs<T> &in) {
   const int64_t base = r * shape.C;
-  row.mean = dout != nullptr ? mean[r] : 0.0f;
-  row.rstd = dout != nullptr ? rstd[r] : 0.0f;
+  row.mean = in.dout != nullptr ? in.mean[r] : 0.0f;
+  row.rstd = in.dout != nullptr ? in.rstd[r] : 0.0f;
 #pragma unroll
   for (int i = 0; i < Groups; i++) {
     row.dout[i] = row.dsum[i] = row.sum[i] = zero_pack<T>();
     const int valid = shape.valid(i);
     if (valid == 0) continue;
     const int64_t at = base + shape.column(i);
-    if (dout != nullptr) {
-      row.dout[i] = load_pack<T, Vector>(dout + at, valid);
-      row.sum[i] = load_pack<T, Vector>(sum + at, valid);
+    if (in.dout != nullptr) {
+      row.dout[i] = load_pack<T, Vector>(in.dout + at, valid);
+      row.sum[i] = load_pack<T, Vector>(in.sum + at, valid);
     }
-    if (dsum != nullptr) row.dsum[i] = load_pack<T, Vector>(dsum + at, valid);
+    if (in.dsum != nullptr) row.dsum[i] = load_pack<T, Vector>(in.dsum + at, valid);
   }
+}
+
+// Both sums over a team, the same in all its threads. Teams of several warps meet at a barrier of their own; `scratch` has
+// a place for each warp and is not the one of the call before, so that one barrier is enough.
+template <int Team>
+__device__ __forceinline__ float2 team_sum2(float2 x, float2 *scratch) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1) {
+    const float a = __shfl_xor_sync(0xffffffffu, x.x, offset), b = __shfl_xor_sync(0xffffffffu, x.y, offset);
+    x.x += a;
+    x.y += b;
+  }
+  if constexpr (Team > 32) {
+    const int team = threadIdx.x / Team, warps = Team / 32;
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = x;
+    asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(Team) : "memory");
+    x = make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int w = 0; w < warps; w++) {
+      const float2 part = scratch[team * warps + w];
+      x.x += part.x;
+      x.y += part.y;
+    }
+  }
+  return x;
 }
 
 // Adds the teams' column sums in their order and writes the block's partial row: dgamma, then dbeta.
@@ -160,32 +193,34 @@ __device__ __forceinline__ void store_norm_partials(float *dgamma, float *dbeta,
 }
 
 template <class T, int Team, int Groups, bool Vector>
-__global__ __launch_bounds__(norm_threads, Groups <= 2 ? 2 : 1) void residual_norm_backward_kernel(
-    T *dx, T *dbranch, float *dgamma, float *dbeta, int64_t partial_stride, const T *dout, const T *dsum, const T *sum,
-    const float *mean, const float *rstd, const T *gamma, int rows, int C, DropoutParams params, bool accumulate) {
-  __shared__ float scratch[norm_threads / 32];
+__global__ __launch_bounds__(norm_threads, Groups > 1 ? 1 : sizeof(T) == 4 ? 2 : 3) void residual_norm_backward_kernel(
+    T *dx, T *dbranch, float *dgamma, float *dbeta, int64_t partial_stride, NormInputs<T> in, int rows, int C,
+    DropoutParams params, bool accumulate) {
+  __shared__ float2 scratch[2][norm_threads / 32];
   const RowShape<Team, Groups, Vector> shape(C);
   const Dropout dropout(params);
+  const float per_column = 1.0f / C;
   float scale_sum[Groups][8] = {}, shift_sum[Groups][8] = {};
   Pack<T> weight[Groups];
 #pragma unroll
   for (int i = 0; i < Groups; i++) {
     weight[i] = zero_pack<T>();
-    if (dout != nullptr && shape.valid(i) > 0) weight[i] = load_pack<T, Vector>(gamma + shape.column(i), shape.valid(i));
+    if (in.dout != nullptr && shape.valid(i) > 0) weight[i] = load_pack<T, Vector>(in.gamma + shape.column(i), shape.valid(i));
   }
   const int64_t step = static_cast<int64_t>(gridDim.x) * teams<Team>;
   int64_t r = static_cast<int64_t>(blockIdx.x) * teams<Team> + threadIdx.x / Team;
-  constexpr bool prefetch = Vector && Groups <= 2;  // more would spill
+  constexpr bool prefetch = Vector && Groups == 1;  // more would spill
   NormRow<T, Groups> row, next;
-  if (prefetch && r < rows) load_row(next, shape, r, dout, dsum, sum, mean, rstd);
-  for (; r < rows; r += step) {
+  if (prefetch && r < rows) load_row(next, shape, r, in);
+  for (int parity = 0; r < rows; r += step, parity ^= 1) {
     if constexpr (prefetch) {
       row = next;
-      if (r + step < rows) load_row(next, shape, r + step, dout, dsum, sum, mean, rstd);
+      if (r + step < rows) load_row(next, shape, r + step, in);
     } else {
-      load_row(row, shape, r, dout, dsum, sum, mean, rstd);
+      load_row(row, shape, r, in);
     }
-    float sum_g = 0.0f, sum_gx = 0.0f;
+    const float offset = -row.mean * row.rstd;
+    float2 sums = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < Groups; i++) {
       float d[8], s[8], w[8];
@@ -194,15 +229,15 @@ __global__ __launch_bounds__(norm_threads, Groups <= 2 ? 2 : 1) void residual_no
       unpack(weight[i], w);
 #pragma unroll
       for (int j = 0; j < 8; j++) {
-        const float normed = (s[j] - row.mean) * row.rstd;
-        scale_sum[i][j] += d[j] * normed;
+        const float normed = fmaf(s[j], row.rstd, offset);
+        scale_sum[i][j] = fmaf(d[j], normed, scale_sum[i][j]);
         shift_sum[i][j] += d[j];
-        sum_g += d[j] * w[j];
-        sum_gx += d[j] * w[j] * normed;
+        sums.x = fmaf(d[j], w[j], sums.x);
+        sums.y = fmaf(d[j] * w[j], normed, sums.y);
       }
     }
-    const float mean_g = team_sum<Team>(sum_g, scratch) / C;
-    const float mean_gx = team_sum<Team>(sum_gx, scratch) / C;
+    sums = team_sum2<Team>(sums, scratch[parity]);
+    const float mean_g = sums.x * per_column, mean_gx = sums.y * per_column;
 #pragma unroll
     for (int i = 0; i < Groups; i++) {
       const int valid = shape.valid(i);
@@ -215,8 +250,8 @@ __global__ __launch_bounds__(norm_threads, Groups <= 2 ? 2 : 1) void residual_no
       unpack(row.dsum[i], g);
 #pragma unroll
       for (int j = 0; j < 8; j++) {
-        const float normed = (s[j] - row.mean) * row.rstd;
-        g[j] += row.rstd * (d[j] * w[j] - mean_g - normed * mean_gx);
+        const float normed = fmaf(s[j], row.rstd, offset);
+        g[j] = fmaf(row.rstd, fmaf(d[j], w[j], -fmaf(normed, mean_gx, mean_g)), g[j]);
       }
       store_pack<T, Vector>(dx + at, valid, pack_of<T>(g));
       if (dbranch == nullptr) continue;
@@ -237,19 +272,30 @@ struct Int {
   static constexpr int value = Value;
 };
 template <class F>
-fa_status by_columns(int C, F &&f) {
+fa_status forward_shape(int C, F &&f) {
   if (C % 8 != 0) return f(Int<256>{}, Int<4>{}, Bool<false>{});
   if (C <= 256) return f(Int<32>{}, Int<1>{}, Bool<true>{});
   if (C <= 512) return f(Int<32>{}, Int<2>{}, Bool<true>{});
   if (C <= 1024) return f(Int<32>{}, Int<4>{}, Bool<true>{});
   return f(Int<256>{}, Int<4>{}, Bool<true>{});
 }
+int forward_teams(int C) { return C % 8 == 0 && C <= 1024 ? 8 : 1; }
 
-int teams_for(int C) { return C % 8 == 0 && C <= 1024 ? 8 : 1; }
+// The backward pass keeps column sums as well: one group a thread, and more threads on a row.
+template <class F>
+fa_status backward_shape(int C, F &&f) {
+  if (C % 8 != 0) return f(Int<256>{}, Int<4>{}, Bool<false>{});
+  if (C <= 256) return f(Int<32>{}, Int<1>{}, Bool<true>{});
+  if (C <= 512) return f(Int<64>{}, Int<1>{}, Bool<true>{});
+  if (C <= 1024) return f(Int<128>{}, Int<1>{}, Bool<true>{});
+  if (C <= 2048) return f(Int<256>{}, Int<1>{}, Bool<true>{});
+  return f(Int<256>{}, Int<4>{}, Bool<true>{});
+}
+int backward_teams(int C) { return C % 8 != 0 || C > 1024 ? 1 : C > 512 ? 2 : C > 256 ? 4 : 8; }
 
 int norm_backward_blocks(const fa_ctx *ctx, int64_t rows, int C) {
-  const int64_t wanted = ceil_div(rows, teams_for(C) * int64_t{4});
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(wanted, 2 * int64_t{ctx->sm_count})));
+  const int64_t wanted = ceil_div(rows, backward_teams(C) * int64_t{4});
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(wanted, 3 * int64_t{ctx->sm_count})));
 }
 
 fa_status check_norm(fa_ctx *ctx, int32_t rows, int32_t C, int32_t dtype, float dropout, const uint64_t *rng) {
@@ -291,10 +337,10 @@ extern "C" FA_EXPORT fa_status fa_residual_norm_forward(fa_ctx *ctx, void *sum, 
       FA_TRY(check_optional(ctx, rstd, "rstd", 4));
     }
     const fa::DropoutParams params = fa::dropout_params(dropout, rng, site);
-    const unsigned grid = static_cast<unsigned>(fa::ceil_div(rows, fa::teams_for(C)));
+    const unsigned grid = static_cast<unsigned>(fa::ceil_div(rows, fa::forward_teams(C)));
     return fa::by_dtype(dtype, [&](auto type) {
       using T = decltype(type);
-      return fa::by_columns(C, [&](auto team, auto groups, auto vector) {
+      return fa::forward_shape(C, [&](auto team, auto groups, auto vector) {
         fa::residual_norm_forward_kernel<T, decltype(team)::value, decltype(groups)::value, decltype(vector)::value>
             <<<grid, fa::norm_threads, 0, ctx->stream>>>(
                 static_cast<T *>(sum), static_cast<T *>(out), mean, rstd, static_cast<const T *>(x),
@@ -340,14 +386,15 @@ extern "C" FA_EXPORT fa_status fa_residual_norm_backward(fa_ctx *ctx, void *dx, 
     const size_t shared = sums ? 2 * static_cast<size_t>(C) * sizeof(float) : 0;
     FA_TRY(fa::by_dtype(dtype, [&](auto type) {
       using T = decltype(type);
-      return fa::by_columns(C, [&](auto team, auto groups, auto vector) -> fa_status {
+      return fa::backward_shape(C, [&](auto team, auto groups, auto vector) -> fa_status {
         constexpr auto kernel =
             fa::residual_norm_backward_kernel<T, decltype(team)::value, decltype(groups)::value, decltype(vector)::value>;
         FA_TRY(fa::allow_shared(ctx, kernel, shared));
+        const fa::NormInputs<T> in{static_cast<const T *>(dout),  static_cast<const T *>(dsum), static_cast<const T *>(sum),
+                                   static_cast<const T *>(gamma), mean,                         rstd};
         kernel<<<blocks, fa::norm_threads, shared, ctx->stream>>>(
-            static_cast<T *>(dx), static_cast<T *>(dbranch), scale_out, shift_out, int64_t{2} * C,
-            static_cast<const T *>(dout), static_cast<const T *>(dsum), static_cast<const T *>(sum), mean, rstd,
-            static_cast<const T *>(gamma), rows, C, params, direct && accumulate != 0);
+            static_cast<T *>(dx), static_cast<T *>(dbranch), scale_out, shift_out, int64_t{2} * C, in, rows, C, params,
+            direct && accumulate != 0);
         return FA_LAUNCHED(ctx, "residual_norm_backward_kernel");
       });
     }));

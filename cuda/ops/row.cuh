@@ -59,23 +59,55 @@ struct LogitRow {
   }
 };
 
+constexpr float log2_e = 1.44269504088896340736f;
+
+// 2^x by the special function unit; results below the normal range are 0.
+__device__ __forceinline__ float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Running maximum and sum of exp(x - maximum), with the first group that holds the maximum.
 struct SoftmaxPart {
   float maximum = -INFINITY, sum = 0.0f, total = 0.0f;  // total: plain sum of x
   int group = INT32_MAX;
 
-  static __device__ __forceinline__ float power(float x) { return exp2f(x * 1.44269504088896340736f); }
+  // The sum so far, relative to a maximum that is at least as high.
+  __device__ __forceinline__ float rescaled(float top) const {
+    return maximum > -INFINITY ? sum * power_of_two((maximum - top) * log2_e) : sum;
+  }
 
   __device__ __forceinline__ void merge(const SoftmaxPart &other) {
     const float top = fmaxf(maximum, other.maximum);
-    if (top > -INFINITY) {
-      sum = sum * power(maximum - top) + other.sum * power(other.maximum - top);
-    } else {
-      sum += other.sum;
-    }
+    sum = rescaled(top) + other.rescaled(top);
     if (other.maximum > maximum || (other.maximum == maximum && other.group < group)) group = other.group;
     maximum = top;
     total += other.total;
+  }
+
+  // Eight columns of group g, those from `valid` on -inf.
+  template <bool Total>
+  __device__ __forceinline__ void add(const float (&x)[8], int g, int valid) {
+    const float top = fmaxf(fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])), fmaxf(fmaxf(x[4], x[5]), fmaxf(x[6], x[7])));
+    if (top > maximum) {
+      sum = rescaled(top);
+      maximum = top;
+      group = g;
+    }
+    const float shift = maximum > -INFINITY ? maximum * log2_e : 0.0f;
+    float e[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) e[i] = power_of_two(fmaf(x[i], log2_e, -shift));
+    sum += ((e[0] + e[1]) + (e[2] + e[3])) + ((e[4] + e[5]) + (e[6] + e[7]));
+    if constexpr (Total) {
+      if (valid == 8) {
+        total += ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+      } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) total += i < valid ? x[i] : 0.0f;
+      }
+    }
   }
 
   __device__ __forceinline__ SoftmaxPart shuffled(int offset) const {
@@ -92,25 +124,11 @@ struct SoftmaxPart {
 template <int Threads, bool Total, class Row>
 __device__ __forceinline__ SoftmaxPart row_softmax(const Row &row, SoftmaxPart *shared) {
   SoftmaxPart part;
+#pragma unroll 2
   for (int g = threadIdx.x; g < row.groups; g += Threads) {
     float x[8];
     row.get(g, x);
-    float top = x[0];
-#pragma unroll
-    for (int i = 1; i < 8; i++) top = fmaxf(top, x[i]);
-    if (top > part.maximum) {
-      part.sum *= SoftmaxPart::power(part.maximum - top);
-      part.maximum = top;
-      part.group = g;
-    }
-    const float shift = part.maximum * 1.44269504088896340736f;
-    const bool any = part.maximum > -INFINITY;
-    const int valid = row.valid(g);
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-      part.sum += any ? exp2f(fmaf(x[i], 1.44269504088896340736f, -shift)) : x[i] != x[i] ? x[i] : 0.0f;
-      if (Total) part.total += i < valid ? x[i] : 0.0f;
-    }
+    part.template add<Total>(x, g, row.valid(g));
   }
 #pragma unroll
   for (int offset = 16; offset > 0; offset >>= 1) part.merge(part.shuffled(offset));
@@ -120,6 +138,16 @@ __device__ __forceinline__ SoftmaxPart row_softmax(const Row &row, SoftmaxPart *
 #pragma unroll
   for (int offset = Threads / 64; offset > 0; offset >>= 1) part.merge(part.shuffled(offset));
   return part;
+}
+
+// Raises the shared memory of a kernel that keeps rows there to all that the multiprocessor has, so that several rows are
+// in flight.
+template <class Kernel>
+fa_status prefer_shared(fa_ctx *ctx, Kernel *kernel, size_t bytes) {
+  if (bytes == 0) return FA_OK;
+  FA_TRY(allow_shared(ctx, kernel, bytes));
+  return FA_CUDA(ctx, cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                           cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
 }
 
 // Shared memory of the cached form, or 0 where a row does not fit.

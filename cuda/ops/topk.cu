@@ -81,7 +81,7 @@ template <class T, bool Vector, bool Cached>
 fa_status launch(fa_ctx *ctx, float *scores, int32_t *ids, const void *logits, int rows, int V, int64_t stride, int k,
                  size_t shared) {
   constexpr auto kernel = topk_kernel<T, Vector, Cached>;
-  FA_TRY(allow_shared(ctx, kernel, shared));
+  FA_TRY(prefer_shared(ctx, kernel, shared));
   kernel<<<rows, topk_threads, shared, ctx->stream>>>(scores, ids, static_cast<const T *>(logits), V, stride, k);
   return FA_LAUNCHED(ctx, "topk_kernel");
 }
