@@ -57,8 +57,12 @@ constexpr int64_t LARGE = int64_t(4) << 20;
 const Kernels *best_kernels() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) return &isa_v4::kernel_table;
-  if (__builtin_cpu_supports("x86-64-v3")) return &isa_v3::kernel_table;
+  bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+            __builtin_cpu_supports("avx512vl");
+  if (v4) return &isa_v4::kernel_table;
+  if (v3) return &isa_v3::kernel_table;
 #endif
   return &isa_base::kernel_table;
 }

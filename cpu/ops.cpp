@@ -12,8 +12,9 @@ constexpr int64_t SUM_PARTS = 32;
 
 Dropout make_dropout(float p, const uint64_t *rng, uint32_t site) {
   long threshold = lround((double)p * 65536);
-  if (threshold > 65535) threshold = 65535;
-  return {rng, site, (uint32_t)threshold, (float)(65536.0 / (double)(65536 - threshold))};
+  // Where p rounds to 1 nothing is kept.
+  float scale = threshold < 65536 ? (float)(65536.0 / (double)(65536 - threshold)) : 0;
+  return {rng, site, (uint32_t)threshold, scale};
 }
 
 // Each check returns FA_OK, or the failure with its message; `op` is the name of the entry point.

@@ -14,7 +14,8 @@
 namespace FA_ISA {
 namespace {
 
-constexpr int MR = W == 16 ? 12 : 6;  // 24 or 12 accumulators: what the register file holds beside two of b and one of a
+// 24, 12 or 8 accumulators: what the register file holds beside two vectors of b and one of a.
+constexpr int MR = W == 16 ? 12 : W == 8 ? 6 : 4;
 constexpr int NR = 2 * W;
 constexpr int64_t KC = 384;        // a panel of b about fills the first-level cache, a block of a sits in the second
 constexpr int64_t NC = 2048;       // columns of b that are packed at once
@@ -90,6 +91,7 @@ FA_INLINE void pack_tile(float *out, int width, const float *x, int64_t stride) 
 /// the end: panels are packed in ascending order.
 template <int width>
 void pack_transposed(float *out, const float *x, int64_t stride, int rows, int64_t k) {
+  static_assert(width <= W || width == 2 * W, "what a second tile writes past the panel would be lost");
   int64_t p = 0;
   for (; rows == width && p + W <= k; p += W) {
     pack_tile<(width < W ? width : W)>(out + p * width, width, x + p, stride);
@@ -197,8 +199,10 @@ using Micro = void (*)(int64_t, const float *, const float *, int64_t, const Tar
 #if defined(__AVX512F__)
 constexpr Micro micro_rows[MR + 1] = {nullptr,  micro<1>, micro<2>, micro<3>,  micro<4>,  micro<5>, micro<6>,
                                       micro<7>, micro<8>, micro<9>, micro<10>, micro<11>, micro<12>};
-#else
+#elif defined(__AVX__)
 constexpr Micro micro_rows[MR + 1] = {nullptr, micro<1>, micro<2>, micro<3>, micro<4>, micro<5>, micro<6>};
+#else
+constexpr Micro micro_rows[MR + 1] = {nullptr, micro<1>, micro<2>, micro<3>, micro<4>};
 #endif
 
 void pack_b(const fa_gemm_args &g, float *out, int64_t column, int64_t columns, int64_t p, int64_t k) {
@@ -277,7 +281,7 @@ void work_on(const fa_gemm_args &g, const Chunk &chunk, int64_t block_m, int64_t
 
 void product(const fa_gemm_args &g) {
   double flops = 2.0 * g.m * g.n * g.k;
-  int threads = flops < 2e6 ? 1 : omp_get_max_threads();
+  int threads = flops < 4e6 ? 1 : omp_get_max_threads();
   buffers.reserve(threads);
   // Tiles small enough that every thread gets several, yet large enough to be worth packing.
   int64_t block_m = BLOCK_M, block_n = BLOCK_N, columns = least(g.n, NC);

@@ -24,8 +24,8 @@ namespace fa {
 struct Dropout {
   const uint64_t *rng;  // {seed, step}, read when the kernel runs
   uint32_t site;
-  uint32_t threshold;  // round(p * 65536), 0 .. 65535
-  float scale;         // 65536 / (65536 - threshold)
+  uint32_t threshold;  // round(p * 65536), 0 .. 65536
+  float scale;         // 65536 / (65536 - threshold); 0 where nothing is kept
 };
 
 struct ResidualNorm {
