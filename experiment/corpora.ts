@@ -43,10 +43,11 @@ function builtIn(src: string, tgt: string): Corpus {
  * @throws {SyntaxError} If a file is malformed; names file and line.
  */
 export async function openCorpus(
-  settings: Pick<Config, "data" | "src" | "tgt" | "trainPairs" | "devPairs">,
+  settings: Pick<Config, "data" | "src" | "tgt" | "trainPairs" | "devPairs" | "testPairs">,
   parts?: readonly Part[],
 ): Promise<Corpus> {
-  const { data, src, tgt, trainPairs, devPairs } = settings;
+  const { data, src, tgt, trainPairs, devPairs, testPairs } = settings;
+  const first = <T>(pairs: T[], count: number): T[] => count > 0 ? pairs.slice(0, count) : pairs;
   const corpus = data === BUILT_IN ? builtIn(src, tgt) : await loadCorpus(data, {
     ...(src === "auto" ? {} : { source: src }),
     ...(tgt === "auto" ? {} : { target: tgt }),
@@ -54,7 +55,8 @@ export async function openCorpus(
   });
   return {
     ...corpus,
-    train: trainPairs > 0 ? corpus.train.slice(0, trainPairs) : corpus.train,
-    dev: corpus.dev.slice(0, devPairs),
+    train: first(corpus.train, trainPairs),
+    dev: first(corpus.dev, devPairs),
+    test: first(corpus.test, testPairs),
   };
 }

@@ -87,9 +87,12 @@ async function scoreModel(options: Options): Promise<Scores> {
   const path = options.checkpoint ?? (options.run === undefined ? latestRun() : runPath(options.run));
   using trained = openTrained(path, { device: options.device, attn: options.attn ?? options.attn_type });
   const { config, state, run } = trained.checkpoint;
-  const corpus = await openCorpus({ ...config, data: options.data ?? config.data, devPairs: Infinity }, [
-    options.part,
-  ]);
+  const corpus = await openCorpus(
+    { ...config, data: options.data ?? config.data, devPairs: 0, testPairs: 0 },
+    [
+      options.part,
+    ],
+  );
   const pairs = corpus[options.part];
   const start = performance.now();
   const progress = new Progress("translate", pairs.length);
