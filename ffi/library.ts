@@ -26,6 +26,25 @@ export function libraryUrl(device: Device): URL {
 }
 
 /**
+ * Has OpenMP's threads wait for work asleep.
+ *
+ * By default GNU's runtime spins for milliseconds, which on a busy machine keeps the very threads from running that are
+ * waited for: a training step took ten times as long. It reads its environment once, when it is loaded; hence before the
+ * library is. A value that the user has set stands.
+ */
+function boundSpinning(): void {
+  try {
+    const signature = { parameters: ["buffer", "buffer", "i32"], result: "i32" } as const;
+    const libc = Deno.dlopen("libc.so.6", { setenv: signature });
+    const text = (value: string): Uint8Array<ArrayBuffer> => new TextEncoder().encode(`${value}\0`);
+    libc.symbols.setenv(text("GOMP_SPINCOUNT"), text("0"), 0);
+    libc.close();
+  } catch {
+    // Another C library, or leave for ours alone: the default stands.
+  }
+}
+
+/**
  * The functions of the library of `device`, opened at the first call.
  *
  * @throws {LibraryError} If it is not built, does not load, or speaks another ABI version.
@@ -33,6 +52,7 @@ export function libraryUrl(device: Device): URL {
 export function openLibrary(device: Device): Symbols {
   const known = opened.get(device);
   if (known !== undefined) return known;
+  if (device === "cpu") boundSpinning();
   const url = libraryUrl(device);
   let symbols: Symbols;
   try {

@@ -124,27 +124,4 @@ static inline void philox_elements(PhiloxKey key, uint32_t site, uint64_t group,
   }
 }
 
-/// The 16-bit values of scores (i, j), 16 * tile_i <= i < 16 * tile_i + 16, 32 * tile_j <= j < 32 * tile_j + 32, of head
-/// plane = b * H + h: values[i % 16][j % 32].
-static inline void philox_scores(PhiloxKey key, uint32_t site, uint32_t plane, uint32_t tile_i, uint32_t tile_j,
-                                 uint16_t (*values)[32]) {
-  alignas(64) uint32_t x[4][64];
-  for (int l = 0; l < 64; l++) {
-    x[0][l] = tile_i * 8 + (uint32_t)l / 8;
-    x[1][l] = tile_j * 8 + (uint32_t)l % 8;
-    x[2][l] = site;
-    x[3][l] = 1 + plane;
-  }
-  for (int part = 0; part < 64; part += 16) {
-    philox_rounds<16>(key, x[0] + part, x[1] + part, x[2] + part, x[3] + part);
-  }
-  for (int w = 0; w < 4; w++) {
-    for (int r = 0; r < 8; r++) {
-      uint16_t *row = values[w / 2 * 8 + r] + w % 2 * 16;
-      for (int l = 0; l < 8; l++) row[l] = (uint16_t)x[w][8 * r + l];
-      for (int l = 0; l < 8; l++) row[8 + l] = (uint16_t)(x[w][8 * r + l] >> 16);
-    }
-  }
-}
-
 }  // namespace FA_ISA
