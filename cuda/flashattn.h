@@ -197,8 +197,8 @@ fa_status fa_embedding_forward(fa_ctx *ctx, void *out, const int32_t *ids, const
                                const float *positions, int32_t rows, int32_t C, int32_t V, int32_t P, float scale,
                                float dropout, const uint64_t *rng, uint32_t site, int32_t dtype);
 
-/* dtable [V, C] float (+)= the gradient; rows of id `skip_id` (padding; -1: none) give none. Adds in row order: the same
- * bit for bit always. */
+/* dtable [V, C] float (+)= the gradient; rows of id `skip_id` (padding; -1: none) give none. Adds in a fixed order: the
+ * same bit for bit always. */
 fa_status fa_embedding_backward(fa_ctx *ctx, float *dtable, const int32_t *ids, const void *dout, int32_t rows, int32_t C,
                                 int32_t V, int32_t skip_id, float scale, float dropout, const uint64_t *rng, uint32_t site,
                                 int32_t dtype, int32_t accumulate, void *workspace, int64_t workspace_bytes);

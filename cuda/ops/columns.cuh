@@ -8,7 +8,7 @@
 
 namespace fa {
 
-constexpr int row_batch = 4;  // rows of a thread whose loads are in flight at once
+constexpr int row_batch = 4;  // rows of a thread whose loads are in flight at once, at most
 
 // Block (width, 256 / width): threadIdx.x is a group of eight columns, threadIdx.y a row. Block (x, y) of the grid takes
 // groups from x * width on and rows y * chunk .. (y + 1) * chunk, where a chunk is a whole number of batches.
@@ -41,17 +41,17 @@ fa_status column_sum(fa_ctx *ctx, float *out, const void *x, int64_t rows, int64
 
 // Calls load(r, u) for a batch of rows of this thread, then use(r, u), until its chunk is done. Rows past the end are left
 // out, so that a last batch costs no more than a whole one.
-template <class Load, class Use>
+template <int Batch = row_batch, class Load, class Use>
 __device__ __forceinline__ void for_row_batches(int64_t rows, int chunk, Load &&load, Use &&use) {
   const int64_t last = min((static_cast<int64_t>(blockIdx.y) + 1) * chunk, rows);
   const int64_t step = blockDim.y;
-  for (int64_t r = static_cast<int64_t>(blockIdx.y) * chunk + threadIdx.y; r < last; r += row_batch * step) {
+  for (int64_t r = static_cast<int64_t>(blockIdx.y) * chunk + threadIdx.y; r < last; r += Batch * step) {
 #pragma unroll
-    for (int u = 0; u < row_batch; u++) {
+    for (int u = 0; u < Batch; u++) {
       if (r + u * step < last) load(r + u * step, u);
     }
 #pragma unroll
-    for (int u = 0; u < row_batch; u++) {
+    for (int u = 0; u < Batch; u++) {
       if (r + u * step < last) use(r + u * step, u);
     }
   }

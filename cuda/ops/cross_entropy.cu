@@ -37,12 +37,10 @@ __device__ __forceinline__ void store_gradient(T *logits, const Row &row, const 
     row.get(g, x);
 #pragma unroll
     for (int i = 0; i < 8; i++) x[i] = fmaf(power_of_two(fmaf(x[i], log2_e, -shift)), scale, -even);
-    if (target >> 3 == g) {
+    // A subtraction for each element: a choice among them would be an index, which moves x to local memory.
+    const float peak = target >> 3 == g ? (1.0f - a.smoothing) * scale : 0.0f;
 #pragma unroll
-      for (int i = 0; i < 8; i++) {
-        if (i == (target & 7)) x[i] -= (1.0f - a.smoothing) * scale;
-      }
-    }
+    for (int i = 0; i < 8; i++) x[i] -= i == (target & 7) ? peak : 0.0f;
     const int valid = row.valid(g);
     if (valid < 8) {
 #pragma unroll

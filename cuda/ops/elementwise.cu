@@ -89,8 +89,9 @@ __global__ __launch_bounds__(256) void bias_relu_dropout_forward_kernel(T *y, co
       });
 }
 
+// All blocks of the grid are resident at once (partial_grid); four a multiprocessor need 64 registers or less.
 template <class T, bool Vector>
-__global__ __launch_bounds__(256) void bias_relu_dropout_backward_kernel(T *dx, float *partial, const T *dy, const T *y,
+__global__ __launch_bounds__(256, Vector && sizeof(T) == 2 ? 4 : 1) void bias_relu_dropout_backward_kernel(T *dx, float *partial, const T *dy, const T *y,
                                                                          int64_t rows, int64_t n, int chunk, float scale,
                                                                          bool accumulate) {
   __shared__ float shared[8 * 256];

@@ -23,9 +23,9 @@ __global__ __launch_bounds__(256) void embedding_forward_kernel(T *out, const T 
   if (column >= a.C) return;
   const int valid = static_cast<int>(min(static_cast<int64_t>(8), a.C - column));
   const Dropout dropout(params);
-  Pack<T> word[row_batch];
-  Pack<float> place[row_batch];
-  for_row_batches(
+  Pack<T> word[2];
+  Pack<float> place[2];
+  for_row_batches<2>(
       a.rows, a.chunk,
       [&](int64_t r, int u) {
         const int id = a.ids[r];
@@ -48,9 +48,9 @@ __global__ __launch_bounds__(256) void embedding_forward_kernel(T *out, const T 
 
 // ---- backward: the sorted order ----------------------------------------------------------------------------------------
 
-constexpr int sort_threads = 512;
+constexpr int sort_threads = 1024;
 constexpr int sort_warps = sort_threads / 32;
-constexpr int most_owned = 4096;               // ids of a block
+constexpr int most_owned = 2048;               // ids of a block
 constexpr int window = 4 * sort_threads;       // rows looked at between two barriers
 
 // What the sort leaves in the workspace.
@@ -68,10 +68,11 @@ struct SortArguments {
 };
 
 // Block b owns the ids b, b + grid, b + 2 grid, ...: frequent ids are often neighbours, and so land in different blocks.
+// The number of blocks is a power of two.
 struct Ownership {
   unsigned blocks, block;
-  __device__ __forceinline__ unsigned owner(int id) const { return static_cast<unsigned>(id) % blocks; }
-  __device__ __forceinline__ int local(int id) const { return static_cast<int>(static_cast<unsigned>(id) / blocks); }
+  __device__ __forceinline__ unsigned owner(int id) const { return static_cast<unsigned>(id) & (blocks - 1); }
+  __device__ __forceinline__ int local(int id) const { return id >> (__ffs(static_cast<int>(blocks)) - 1); }
 };
 
 // Four ids from row `first` on; -1 for what counts nothing.
@@ -125,6 +126,7 @@ __device__ __forceinline__ int count_ids(SortShared &shared, const SortArguments
   for (int i = threadIdx.x; i < most_owned; i += sort_threads) shared.cursor[i] = 0;
   __syncthreads();
   int before = 0;
+#pragma unroll 4
   for (int64_t first = threadIdx.x * 4; first < a.rows; first += window) {
     int id[4];
     load_ids(id, a, first);
@@ -192,10 +194,12 @@ __global__ __launch_bounds__(sort_threads) void sort_rows_kernel(SortedRows sort
   if (own.block == own.blocks - 1 && threadIdx.x == 0) sorted.total[0] = base + sum;
   __syncthreads();
   int parity = 0;
+  int next[4];
+  load_ids(next, a, threadIdx.x * 4);
   for (int64_t base_row = 0; base_row < a.rows; base_row += window) {
     const int64_t first = base_row + threadIdx.x * 4;
-    int id[4], mine = 0, length = 0;
-    load_ids(id, a, first);
+    int id[4] = {next[0], next[1], next[2], next[3]}, mine = 0, length = 0;
+    load_ids(next, a, first + window);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       if (id[i] >= 0 && own.owner(id[i]) != own.block) id[i] = -1;
@@ -215,7 +219,7 @@ __global__ __launch_bounds__(sort_threads) void sort_rows_kernel(SortedRows sort
 
 // ---- backward: the sums --------------------------------------------------------------------------------------------
 
-constexpr int chunk_rows = 16;  // sorted rows of a warp
+constexpr int chunk_rows = 24;  // sorted rows of a warp, with two more lanes for the neighbours
 constexpr int batch = 8;        // of which so many are in flight
 
 struct EmbeddingBackward {
@@ -302,29 +306,36 @@ __global__ __launch_bounds__(256) void add_runs_kernel(const T *dout, EmbeddingB
   }
 }
 
-// Table rows without entries, and those whose run crosses chunks: one warp per id and slab.
+// The sum of a run that covers chunks first .. last.
+template <bool Vector>
+__device__ __forceinline__ void join_run(float (&sum)[8], const EmbeddingBackward &a, const Slab &slab, int64_t first,
+                                         int64_t last) {
+#pragma unroll 8
+  for (int64_t chunk = first; chunk <= last; chunk++) {
+    float x[8];
+    unpack(load_pack<float, Vector>(a.partial + (chunk * 2 + (chunk == first ? 1 : 0)) * a.C + slab.column, slab.valid), x);
+#pragma unroll
+    for (int j = 0; j < 8; j++) sum[j] += x[j];
+  }
+}
+
+// Table rows without entries, and those whose run crosses chunks: one warp per id.
 template <bool Vector>
 __global__ __launch_bounds__(256) void join_runs_kernel(EmbeddingBackward a) {
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * 8 + (threadIdx.x >> 5);
-  const int64_t id = item / a.slabs;
+  const int64_t id = static_cast<int64_t>(blockIdx.x) * 8 + (threadIdx.x >> 5);
   if (id >= a.V) return;
-  const Slab slab(a.C, static_cast<int>(item % a.slabs));
   const int count = a.sorted.count[id];
-  if (slab.valid == 0 || (count == 0 && a.accumulate)) return;
-  float sum[8] = {};
-  if (count > 0) {
-    const int64_t start = a.sorted.start[id];
-    const int64_t first = start / chunk_rows, last = (start + count - 1) / chunk_rows;
-    if (first == last) return;
-#pragma unroll 8
-    for (int64_t chunk = first; chunk <= last; chunk++) {
-      float x[8];
-      unpack(load_pack<float, Vector>(a.partial + (chunk * 2 + (chunk == first ? 1 : 0)) * a.C + slab.column, slab.valid), x);
-#pragma unroll
-      for (int j = 0; j < 8; j++) sum[j] += x[j];
-    }
+  if (count == 0 && a.accumulate) return;
+  const int64_t start = count > 0 ? a.sorted.start[id] : 0;
+  const int64_t first = start / chunk_rows, last = (start + count - 1) / chunk_rows;
+  if (count > 0 && first == last) return;
+  for (int s = 0; s < a.slabs; s++) {
+    const Slab slab(a.C, s);
+    if (slab.valid == 0) return;
+    float sum[8] = {};
+    if (count > 0) join_run<Vector>(sum, a, slab, first, last);
+    store_table_row<Vector>(a, static_cast<int>(id), slab, sum);
   }
-  store_table_row<Vector>(a, static_cast<int>(id), slab, sum);
 }
 
 // Where the parts of the workspace lie, and its size.
@@ -348,13 +359,13 @@ fa_status add_runs(fa_ctx *ctx, const void *dout, const EmbeddingBackward &argum
         static_cast<const T *>(dout), arguments, params);
     FA_TRY(FA_LAUNCHED(ctx, "add_runs_kernel"));
   }
-  const int64_t table_items = int64_t{arguments.V} * arguments.slabs;
-  join_runs_kernel<Vector><<<static_cast<unsigned>(ceil_div(table_items, 8)), 256, 0, ctx->stream>>>(arguments);
+  join_runs_kernel<Vector><<<static_cast<unsigned>(ceil_div(arguments.V, 8)), 256, 0, ctx->stream>>>(arguments);
   return FA_LAUNCHED(ctx, "join_runs_kernel");
 }
 
 fa_status sort_rows(fa_ctx *ctx, const SortedRows &sorted, const SortArguments &arguments) {
-  const int64_t blocks = std::max<int64_t>(ctx->sm_count, ceil_div(arguments.V, most_owned));
+  int64_t blocks = 128;
+  while (blocks * most_owned < arguments.V) blocks *= 2;
   FA_TRY(allow_shared(ctx, sort_rows_kernel, sizeof(SortShared)));
   sort_rows_kernel<<<static_cast<unsigned>(blocks), sort_threads, sizeof(SortShared), ctx->stream>>>(sorted, arguments);
   return FA_LAUNCHED(ctx, "sort_rows_kernel");

@@ -12,7 +12,7 @@ constexpr int reduce_blocks = 1024;  // at most; partial sums of a flat reductio
 // ---- columns -------------------------------------------------------------------------------------------------------
 
 template <class T, bool Vector>
-__global__ __launch_bounds__(256) void column_sum_kernel(float *partial, const T *x, int64_t rows, int64_t n,
+__global__ __launch_bounds__(256, 4) void column_sum_kernel(float *partial, const T *x, int64_t rows, int64_t n,
                                                          int64_t stride, int chunk, bool accumulate) {
   __shared__ float shared[8 * 256];
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
@@ -147,7 +147,7 @@ ColumnGrid column_grid(int64_t rows, int64_t n, int64_t most_blocks) {
 }
 
 ColumnGrid partial_grid(const fa_ctx *ctx, int64_t rows, int64_t n) {
-  return column_grid(rows, n, 6 * int64_t{ctx->sm_count});
+  return column_grid(rows, n, 4 * int64_t{ctx->sm_count});
 }
 
 fa_status add_partials(fa_ctx *ctx, float *out, float *second, int vectors, const float *partial, int64_t count, int64_t n,
