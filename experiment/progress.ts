@@ -67,7 +67,7 @@ export class Progress {
     const bar = "#".repeat(filled) + "-".repeat(BAR_WIDTH - filled);
     let columns = 100;
     try {
-      columns = Deno.consoleSize().columns;
+      columns = Deno.consoleSize().columns || columns;
     } catch {
       // Not every terminal tells its size.
     }
