@@ -366,11 +366,23 @@ function isNewerThan(library: string, sources: readonly string[]): boolean {
   return made !== 0 && sources.every((source) => times.of(source) <= made);
 }
 
-async function buildCpu(options: BuildOptions): Promise<void> {
+/** Without a compiler: whether the CPU library that lies there is good enough. */
+function makesDo(needed: boolean): boolean {
+  const path = "build/libflashattn_cpu.so";
+  const sources = [...sourcesIn("cpu", "", true), "cuda/flashattn.h"];
+  if (isNewerThan(path, sources)) return true;
+  if (!needed) return false;
+  // A machine that only runs what was built elsewhere: copying may have made the sources newer.
+  const there = new Times().of(path) !== 0;
+  if (there) note(`${path} may be older than its sources, and g++ is missing: it is used as it is.`);
+  return there || (hasNvidiaDriver() && new Times().of("build/libflashattn.so") !== 0);
+}
+
+/** @param needed Whether only what a script cannot do without is asked for. */
+async function buildCpu(options: BuildOptions, needed: boolean): Promise<void> {
   const cxx = findCxx();
   if (cxx === undefined) {
-    const sources = [...sourcesIn("cpu", "", true), "cuda/flashattn.h"];
-    if (!options.force && isNewerThan("build/libflashattn_cpu.so", sources)) return;
+    if (!options.force && makesDo(needed)) return;
     throw new EnvironmentError(
       'Cannot build build/libflashattn_cpu.so as g++ is missing: install it ("apt install g++" on Debian and Ubuntu, ' +
         '"dnf install gcc-c++" on Fedora) or set CXX',
@@ -417,7 +429,7 @@ async function buildCuda(options: BuildOptions, wishes: CudaWishes): Promise<voi
  */
 export async function buildNeeded(): Promise<void> {
   const options: BuildOptions = { jobs: navigator.hardwareConcurrency, force: false, quiet: true };
-  await buildCpu(options);
+  await buildCpu(options, true);
   await buildCuda(options, { arch: undefined, demanded: false, needed: true });
 }
 
@@ -448,7 +460,7 @@ async function main(): Promise<void> {
   };
   stopOnSignal();
   const both = given.cpu === given.cuda;
-  if (given.cpu === true || both) await buildCpu(options);
+  if (given.cpu === true || both) await buildCpu(options, given.needed === true);
   if (given.cuda === true || both) {
     await buildCuda(options, {
       arch: given.arch,

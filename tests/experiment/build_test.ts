@@ -145,6 +145,8 @@ buildTest("an earlier library without g++ is good enough until a source changes"
   const later = new Date(Date.now() + 5000);
   Deno.utimeSync(`${root}/cpu/main.cpp`, later, later);
   assertFails(await build(["--cpu"], without), 2, /g\+\+ is missing/);
+  const lenient = assertDone(await build(["--cpu", "--needed"], without));
+  assertMatch(lenient.stderr, /may be older than its sources, and g\+\+ is missing/);
 });
 
 buildTest("CUDA sources are compiled for the architectures, Hopper's for sm_90a alone", async () => {
