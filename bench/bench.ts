@@ -2,13 +2,15 @@
  * `deno task bench`: times what this suite computes, checks it, and prints tables.
  *
  * `--what sweep` (the default) runs the three attention forms over the sequence lengths; `gemm` and `kernels` the rest of
- * the library; `step` whole training steps. Exit code 1 where a result is wrong.
+ * the library; `step` whole training steps; `bpe` the training of a vocabulary. Exit code 1 where a result is wrong.
  *
  * @module
  */
 
 import { Option } from "@commander-js/extra-typings";
 import { createCommand, integer, note, number, print, runMain, UsageError } from "../experiment/cli.ts";
+import { Bpe } from "../data/mod.ts";
+import { syntheticPairs } from "../data/synthetic.ts";
 import { ATTENTION_FORMS, type AttentionForm, Context } from "../ffi/mod.ts";
 import { benchGemm, benchKernels, type KernelSizes } from "./kernels.ts";
 import { runPeer } from "./peers.ts";
@@ -27,7 +29,7 @@ import type { TimingOptions } from "./timing.ts";
 const LENGTHS = [200, 400, 800, 1000, 2000];
 const GPU_EPOCHS = 1000;
 const CPU_BOX_SECONDS = 5;
-const KINDS = ["sweep", "gemm", "kernels", "step"] as const;
+const KINDS = ["sweep", "gemm", "kernels", "step", "bpe"] as const;
 
 const COMMAND = createCommand(
   "bench",
@@ -313,8 +315,31 @@ async function runStep(context: Context, options: Options): Promise<void> {
   await writeCsv(options.csv, [describeMachine(context), commandLine()], columns, rows);
 }
 
+const BPE_PAIRS = 250_000;
+const BPE_VOCABULARY = 38_000; // 256 bytes, 4 marks, some 5,000 characters, and 32,000 merges
+
+/** Training a joint vocabulary on synthetic text: word frequencies by Zipf's law, Chinese without spaces. */
+function runBpe(options: Options): void {
+  const pairs = [...syntheticPairs({ pairs: BPE_PAIRS })];
+  const start = performance.now();
+  const bpe = Bpe.train(pairs.flatMap(({ source, target }) => [source, target]), {
+    vocabSize: BPE_VOCABULARY,
+  });
+  const seconds = (performance.now() - start) / 1000;
+  const bytes = Deno.memoryUsage().rss;
+  const merges = bpe.toJson().merges.length;
+  if (options.json === true) {
+    return print(JSON.stringify({ pairs: pairs.length, merges, seconds, bytes }));
+  }
+  print(
+    `${merges} merges from ${pairs.length} pairs in ${seconds.toFixed(1)} s, ` +
+      `${(bytes / 2 ** 30).toFixed(2)} GiB of memory in use, the text included`,
+  );
+}
+
 async function main(): Promise<void> {
   const options = COMMAND.parse(Deno.args, { from: "user" }).opts();
+  if (options.what === "bpe") return runBpe(options);
   using context = new Context({ device: options.device });
   if (options.peers === true && context.device !== "cuda") {
     throw new UsageError("Cannot run the peers as they need a GPU: leave --peers away, or use --device cuda");
