@@ -3,8 +3,10 @@
 #include <cstdlib>
 
 #include "attention.cuh"
-#include "forms.cuh"
+#include "dotscale.cuh"
+#include "flash.cuh"
 #include "hopper.cuh"
+#include "imp_flash.cuh"
 
 namespace fa {
 namespace {
@@ -41,31 +43,36 @@ fa_status check_scale(fa_ctx *ctx, const fa_attention_args &args) {
 fa_status attention_sizes(fa_ctx *ctx, const fa_attention_args &args, int64_t *sizes) {
   sizes[0] = sizes[1] = sizes[2] = 0;
   if (args.form == FA_DOTSCALE) {
-    dotscale_sizes(args, sizes);
+    const int64_t bytes = dotscale::matrix_bytes(args);
+    sizes[0] = args.dropout > 0.0f ? bytes : 0;  // the probabilities that were kept
+    sizes[1] = bytes;                            // the probabilities
+    sizes[2] = bytes;                            // their gradients
   } else if (args.form == FA_FLASH) {
-    flash_sizes(args, sizes);
+    sizes[0] = flash::sums_bytes(args);
+    sizes[2] = stats_bytes(args) + flash::sums_bytes(args);
   } else {
-    imp_flash_sizes(args, sizes);
     if (hopper_forward(ctx, args)) sizes[0] = hopper::forward_workspace_bytes(ctx, args);
-    if (hopper_backward(ctx, args)) sizes[2] = hopper::backward_workspace_bytes(ctx, args);
+    sizes[2] = hopper_backward(ctx, args) ? hopper::backward_workspace_bytes(ctx, args) : imp::backward_bytes(args);
   }
   return FA_OK;
 }
 
 fa_status attention_forward(fa_ctx *ctx, const fa_attention_args &args) {
   FA_TRY(check_scale(ctx, args));
-  if (args.form == FA_DOTSCALE) return dotscale_forward(ctx, args);
-  if (args.form == FA_FLASH) return flash_forward(ctx, args);
+  const bool half = args.dtype == FA_F16;
+  if (args.form == FA_DOTSCALE) return half ? dotscale::forward_fp16(ctx, args) : dotscale::forward_bf16(ctx, args);
+  if (args.form == FA_FLASH) return half ? flash::forward_fp16(ctx, args) : flash::forward_bf16(ctx, args);
   if (hopper_forward(ctx, args)) return hopper::forward(ctx, args);
-  return imp_flash_forward(ctx, args);
+  return half ? imp::forward_fp16(ctx, args) : imp::forward_bf16(ctx, args);
 }
 
 fa_status attention_backward(fa_ctx *ctx, const fa_attention_args &args) {
   FA_TRY(check_scale(ctx, args));
-  if (args.form == FA_DOTSCALE) return dotscale_backward(ctx, args);
-  if (args.form == FA_FLASH) return flash_backward(ctx, args);
+  const bool half = args.dtype == FA_F16;
+  if (args.form == FA_DOTSCALE) return half ? dotscale::backward_fp16(ctx, args) : dotscale::backward_bf16(ctx, args);
+  if (args.form == FA_FLASH) return half ? flash::backward_fp16(ctx, args) : flash::backward_bf16(ctx, args);
   if (hopper_backward(ctx, args)) return hopper::backward(ctx, args);
-  return imp_flash_backward(ctx, args);
+  return half ? imp::backward_fp16(ctx, args) : imp::backward_bf16(ctx, args);
 }
 
 }  // namespace fa

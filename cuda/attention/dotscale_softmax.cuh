@@ -6,7 +6,7 @@
 
 namespace fa::dotscale {
 
-constexpr int kRowsPerBlock = 16;  // four warps, four rows each
+constexpr int kRowsPerBlock = 8;  // four warps, two rows each
 
 template <class T>
 struct Eight {

@@ -19,11 +19,16 @@ struct BackwardConfig {
   static constexpr int block = warps * warp_keys;  // 256 keys, or 128
   static constexpr int k_bytes = block * columns * 2;
   static constexpr int q_bytes = kRows * columns * 2;
-  static constexpr int part = 64;  // columns of dq reduced at a time
+  // Values stay in shared memory for a block of keys, or (more columns) in registers, passing through the area of dq.
+  static constexpr bool values_shared = columns <= 64;
+  static constexpr int part = 32;  // columns of dq reduced at a time
+  static constexpr int buffers = values_shared ? 1 : 2;  // two, used by turns, save a barrier
   static constexpr int pitch = part + 4;
-  static constexpr int partial_bytes = warps * kRows * pitch * 4;
-  static constexpr int area_bytes = partial_bytes > k_bytes ? partial_bytes : k_bytes;  // values pass through it too
-  static constexpr int shared_bytes = k_bytes + area_bytes + 2 * q_bytes + kRows * 8;
+  static constexpr int partial_floats = warps * kRows * pitch;
+  static constexpr int partial_bytes = buffers * partial_floats * 4;
+  static constexpr int v_bytes = values_shared ? k_bytes : 0;
+  static constexpr int area_bytes = values_shared || partial_bytes > k_bytes ? partial_bytes : k_bytes;
+  static constexpr int shared_bytes = k_bytes + v_bytes + area_bytes + 2 * q_bytes + kRows * 8;
 };
 
 template <class C, bool with_dropout>
@@ -35,12 +40,15 @@ struct BackwardBlock {
   const Sequence s;
   const int head, h, lane, warp, thread;
   char *shared;
-  uint32_t v[C::slabs][d_steps][4];
+  uint32_t v[C::values_shared ? 1 : C::slabs][d_steps][4];
   float dk[C::slabs][d_tiles][4];
   float dv[C::slabs][d_tiles][4];
 
-  __device__ __forceinline__ char *area() const { return shared + C::k_bytes; }
-  __device__ __forceinline__ float *partial() const { return reinterpret_cast<float *>(area()); }
+  __device__ __forceinline__ char *v_tile() const { return shared + C::k_bytes; }
+  __device__ __forceinline__ char *area() const { return v_tile() + C::v_bytes; }
+  __device__ __forceinline__ float *partial(int part) const {
+    return reinterpret_cast<float *>(area()) + part % C::buffers * C::partial_floats;
+  }
   __device__ __forceinline__ char *q_tile() const { return area() + C::area_bytes; }
   __device__ __forceinline__ char *dout_tile() const { return q_tile() + C::q_bytes; }
   __device__ __forceinline__ float2 *stats() const { return reinterpret_cast<float2 *>(dout_tile() + C::q_bytes); }
@@ -48,18 +56,20 @@ struct BackwardBlock {
 
   __device__ __forceinline__ void load_keys(int first_key) {
     __syncthreads();
-    copy_tile<T, C::columns, C::block, C::threads>(
+    copy_tile<T, C::columns, C::block, C::threads, 4>(
         shared, head_row<T>(p.a.k, s.k0 + first_key, p.a.k_stride, h, p.a.D), p.a.k_stride, s.keys - first_key, p.a.D,
         thread);
-    copy_tile<T, C::columns, C::block, C::threads>(
-        area(), head_row<T>(p.a.v, s.k0 + first_key, p.a.v_stride, h, p.a.D), p.a.v_stride, s.keys - first_key, p.a.D,
+    copy_tile<T, C::columns, C::block, C::threads, 4>(
+        v_tile(), head_row<T>(p.a.v, s.k0 + first_key, p.a.v_stride, h, p.a.D), p.a.v_stride, s.keys - first_key, p.a.D,
         thread);
     __syncthreads();
-    const auto rows = LaneTile<C::columns>::rows_first(shared_address(area()) + warp_offset(), lane);
+    const auto rows = LaneTile<C::columns>::rows_first(shared_address(v_tile()) + warp_offset(), lane);
 #pragma unroll
     for (int m = 0; m < C::slabs; m++) {
 #pragma unroll
-      for (int step = 0; step < d_steps; step++) ldmatrix(v[m][step], rows.at(m, step));
+      for (int step = 0; step < d_steps; step++) {
+        if constexpr (!C::values_shared) ldmatrix(v[m][step], rows.at(m, step));
+      }
 #pragma unroll
       for (int n = 0; n < d_tiles; n++) {
 #pragma unroll
@@ -72,6 +82,15 @@ struct BackwardBlock {
   // Scores k q^T and dP v dout^T, both transposed; dP starts from -delta. p and ds come back packed as operands.
   __device__ __forceinline__ void differentiate(uint32_t (&pt)[C::slabs][4], uint32_t (&dst)[C::slabs][4], int row,
                                                 int warp_key, const Dropout &dropout) const {
+    uint32_t bits = ~0u;
+    if (with_dropout) {
+      bits = 0;
+      for_dropout_32x16(dropout, row, warp_key & ~31, head, lane, [&](int tile, int half, int low, bool keep) {
+        const int m = C::slabs == 2 ? tile >> 1 : 0;
+        const bool mine = C::slabs == 2 || (tile >> 1) == ((warp_key >> 4) & 1);
+        if (keep && mine) bits |= 1u << ((m * 2 + half) * 4 + (tile & 1) * 2 + low);
+      });
+    }
     float scores[C::slabs][2][4] = {}, dp[C::slabs][2][4];
     float4 row_stats[2];
 #pragma unroll
@@ -99,18 +118,15 @@ struct BackwardBlock {
       ldmatrix(right, dout.at(0, step));
 #pragma unroll
       for (int m = 0; m < C::slabs; m++) {
-        mma<T>(dp[m][0], v[m][step], right[0], right[1]);
-        mma<T>(dp[m][1], v[m][step], right[2], right[3]);
+        if constexpr (C::values_shared) {
+          ldmatrix(left, k_rows.shifted(C::k_bytes).at(m, step));
+        } else {
+#pragma unroll
+          for (int e = 0; e < 4; e++) left[e] = v[m][step][e];
+        }
+        mma<T>(dp[m][0], left, right[0], right[1]);
+        mma<T>(dp[m][1], left, right[2], right[3]);
       }
-    }
-    uint32_t bits = ~0u;
-    if (with_dropout) {
-      bits = 0;
-      for_dropout_32x16(dropout, row, warp_key & ~31, head, lane, [&](int tile, int half, int low, bool keep) {
-        const int m = C::slabs == 2 ? tile >> 1 : 0;
-        const bool mine = C::slabs == 2 || (tile >> 1) == ((warp_key >> 4) & 1);
-        if (keep && mine) bits |= 1u << ((m * 2 + half) * 4 + (tile & 1) * 2 + low);
-      });
     }
     const bool masked = visible_keys(p.a, s, row) < warp_key + C::warp_keys;
 #pragma unroll
@@ -157,7 +173,7 @@ struct BackwardBlock {
     }
   }
 
-  // This warp's share of dq, columns part * 64 and on, to shared memory.
+  // This warp's share of dq, columns part * 32 and on, to shared memory.
   __device__ __forceinline__ void share_dq(const uint32_t (&dst)[C::slabs][4], int part) const {
     const auto k_rows = LaneTile<C::columns>::rows_first(shared_address(shared) + warp_offset(), lane);
     float dq[C::part / 8][4] = {};
@@ -176,7 +192,7 @@ struct BackwardBlock {
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float *row = partial() + (warp * kRows + half * 8 + (lane >> 2)) * C::pitch + (lane & 3) * 2;
+      float *row = partial(part) + (warp * kRows + half * 8 + (lane >> 2)) * C::pitch + (lane & 3) * 2;
 #pragma unroll
       for (int n = 0; n < C::part / 8; n++) {
         *reinterpret_cast<float2 *>(row + n * 8) = make_float2(dq[n][half * 2], dq[n][half * 2 + 1]);
@@ -185,20 +201,19 @@ struct BackwardBlock {
   }
 
   // Sums the shares of the first `active` warps onto `before`, and writes dq: float, or 16 bits from the last block.
-  __device__ __forceinline__ void reduce_dq(float4 before, float *sums, int active, int row, int part, bool last) const {
-    const int r = thread >> 4, column = (thread & 15) * 4;
-    const float *share = partial() + r * C::pitch + column;
+  __device__ __forceinline__ void reduce_dq(float2 before, float *sums, int active, int row, int part, bool last) const {
+    const int r = thread >> 4, column = (thread & 15) * 2;
+    const float *share = partial(part) + r * C::pitch + column;
     for (int w = 0; w < active; w++) {
-      const float4 x = *reinterpret_cast<const float4 *>(share + w * kRows * C::pitch);
-      before.x += x.x, before.y += x.y, before.z += x.z, before.w += x.w;
+      const float2 x = *reinterpret_cast<const float2 *>(share + w * kRows * C::pitch);
+      before.x += x.x, before.y += x.y;
     }
     if (row + r >= s.nq) return;
     if (!last) {
-      *reinterpret_cast<float4 *>(sums) = before;
+      *reinterpret_cast<float2 *>(sums) = before;
     } else if (part * C::part + column < p.a.D) {
       T *target = head_row<T>(p.a.dq, s.q0 + row + r, p.a.dq_stride, h, p.a.D) + part * C::part + column;
-      *reinterpret_cast<uint2 *>(target) = make_uint2(Half2<T>::pack(before.x * p.a.scale, before.y * p.a.scale),
-                                                      Half2<T>::pack(before.z * p.a.scale, before.w * p.a.scale));
+      *reinterpret_cast<uint32_t *>(target) = Half2<T>::pack(before.x * p.a.scale, before.y * p.a.scale);
     }
   }
 
@@ -224,6 +239,26 @@ struct BackwardBlock {
   }
 };
 
+// The next step's rows of q and dout: half of the threads take each where that is enough of them, to save registers.
+template <class T, int columns, int threads>
+struct StepPrefetch {
+  static constexpr bool halves = kRows * Tile<columns>::chunks * 2 <= threads;
+  static constexpr int team = halves ? threads / 2 : threads;
+  RowPrefetch<T, columns, team> first, second;  // `second` is unused, and so costs nothing, where halves
+
+  __device__ __forceinline__ void load(const Problem &p, const Sequence &s, int h, int row, int thread) {
+    const bool q_first = !halves || thread < team;
+    const T *q = head_row<T>(p.a.q, s.q0 + row, p.a.q_stride, h, p.a.D);
+    const T *dout = head_row<T>(p.a.dout, s.q0 + row, p.a.dout_stride, h, p.a.D);
+    first.load(q_first ? q : dout, q_first ? p.a.q_stride : p.a.dout_stride, s.nq - row, p.a.D, thread % team);
+    if (!halves) second.load(dout, p.a.dout_stride, s.nq - row, p.a.D, thread);
+  }
+  __device__ __forceinline__ void store(char *q_tile, char *dout_tile, int thread) const {
+    first.store(!halves || thread < team ? q_tile : dout_tile, thread % team);
+    if (!halves) second.store(dout_tile, thread);
+  }
+};
+
 // sums: [rows_q, H, columns] float, where there is more than one block of keys.
 template <class T, int columns, bool with_dropout>
 __global__ void __launch_bounds__(256, 1)
@@ -245,12 +280,10 @@ __global__ void __launch_bounds__(256, 1)
   for (int n = 0; n < blocks; n++) {
     const int first_key = n * C::block, warp_key = first_key + warp * C::warp_keys;
     block.load_keys(first_key);
-    RowPrefetch<T, columns, C::threads> next_q, next_dout;
+    StepPrefetch<T, columns, C::threads> next;
     float2 next_stats = make_float2(0.0f, 0.0f);
     auto prefetch = [&](int at) {
-      next_q.load(head_row<T>(p.a.q, s.q0 + at, p.a.q_stride, h, p.a.D), p.a.q_stride, s.nq - at, p.a.D, thread);
-      next_dout.load(head_row<T>(p.a.dout, s.q0 + at, p.a.dout_stride, h, p.a.D), p.a.dout_stride, s.nq - at, p.a.D,
-                     thread);
+      next.load(p, s, h, at, thread);
       if (thread < kRows) {
         next_stats = at + thread < s.nq ? all_stats[static_cast<int64_t>(h) * p.a.rows_q + s.q0 + at + thread]
                                         : make_float2(CUDART_INF_F, 0.0f);
@@ -260,8 +293,7 @@ __global__ void __launch_bounds__(256, 1)
     int row = n > 0 && p.a.causal ? max(0, first_key - s.shift) / kRows * kRows : 0;
     if (row < s.nq) prefetch(row);
     for (; row < s.nq; row += kRows) {
-      next_q.store(block.q_tile(), thread);
-      next_dout.store(block.dout_tile(), thread);
+      next.store(block.q_tile(), block.dout_tile(), thread);
       if (thread < kRows) block.stats()[thread] = next_stats;
       __syncthreads();
       if (row + kRows < s.nq) prefetch(row + kRows);
@@ -278,18 +310,18 @@ __global__ void __launch_bounds__(256, 1)
 #pragma unroll
       for (int part = 0; part < columns / C::part; part++) {
         float *sum = sums + ((static_cast<int64_t>(s.q0) + row + r) * p.a.H + h) * columns + part * C::part +
-                     (thread & 15) * 4;
-        float4 before = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (n > 0 && row + r < s.nq) before = *reinterpret_cast<const float4 *>(sum);
+                     (thread & 15) * 2;
+        float2 before = make_float2(0.0f, 0.0f);
+        if (n > 0 && row + r < s.nq) before = *reinterpret_cast<const float2 *>(sum);
         if (warp < active) block.share_dq(dst, part);
         __syncthreads();
         block.reduce_dq(before, sum, active, row, part, last);
-        __syncthreads();
+        if (C::buffers == 1) __syncthreads();
       }
     }
     __syncthreads();
     block.write(block.dk, p.a.scale, shared, p.a.dk, p.a.dk_stride, first_key);
-    block.write(block.dv, p.dropout.scale, block.area(), p.a.dv, p.a.dv_stride, first_key);
+    block.write(block.dv, p.dropout.scale, block.v_tile(), p.a.dv, p.a.dv_stride, first_key);
   }
   const int done = blocks * C::block;  // keys past key_len that no block reached
   write_zero_rows<T>(p.a.dk, p.a.dk_stride, s.k0, h, p.a.D, done, s.nk, thread, C::threads);

@@ -14,10 +14,11 @@ namespace fa::flash {
 constexpr int kRows = 16;  // queries of a step
 
 // Copies a tile through registers, without cp.async: rows from `valid` up and columns from D up become 0.
-template <class T, int columns, int rows, int threads>
+// `ahead` copies are under way at once.
+template <class T, int columns, int rows, int threads, int ahead>
 __device__ __forceinline__ void copy_tile(char *tile, const T *source, int64_t stride, int valid, int D, int thread) {
   constexpr int chunks = Tile<columns>::chunks;
-#pragma unroll 4
+#pragma unroll ahead
   for (int i = thread; i < rows * chunks; i += threads) {
     const int row = i / chunks, chunk = i % chunks;
     uint4 x = make_uint4(0, 0, 0, 0);
@@ -66,7 +67,7 @@ struct ForwardConfig {
   static constexpr int partial_bytes = warps * kRows * pitch * 4;
   static constexpr int q_bytes = kRows * columns * 2;
   static constexpr int area_bytes = kv_bytes > partial_bytes ? kv_bytes : partial_bytes;
-  static constexpr int shared_bytes = area_bytes + q_bytes + 2 * warps * kRows * 4;
+  static constexpr int shared_bytes = area_bytes + q_bytes + (2 * warps + 1) * kRows * 4;
 };
 
 // Per-step state that goes round through memory: a thread's share of a row of output, and the row's lse.
@@ -74,14 +75,14 @@ template <class C>
 struct RowState {
   static constexpr int width = C::columns / 8;  // floats a thread owns of a row: eight threads to a row
   float out[width];
-  float lse;  // base 2
+  float lse;  // natural: nothing may be computed from a prefetched value before it is used
 
   __device__ __forceinline__ void load(const float *outs, const float *lses, bool any) {
     lse = -CUDART_INF_F;
 #pragma unroll
     for (int i = 0; i < width; i++) out[i] = 0.0f;
     if (!any) return;
-    lse = *lses * kLog2e;
+    lse = *lses;
 #pragma unroll
     for (int i = 0; i < width; i += 4) {
       const float4 x = *reinterpret_cast<const float4 *>(outs + i);
@@ -107,13 +108,14 @@ struct ForwardBlock {
     return reinterpret_cast<float *>(shared + C::area_bytes + C::q_bytes);
   }
   __device__ __forceinline__ float *warp_sum() const { return warp_max() + C::warps * kRows; }
+  __device__ __forceinline__ float *row_lse() const { return warp_sum() + C::warps * kRows; }
   __device__ __forceinline__ float *partial() const { return reinterpret_cast<float *>(shared); }
 
   // Fragments of this warp's keys and values; both pass through the same shared memory.
   __device__ __forceinline__ void load_keys(int first_key) {
     const uint32_t tile = shared_address(shared) + warp * C::warp_keys * Tile<C::columns>::pitch;
     __syncthreads();
-    copy_tile<T, C::columns, C::block, C::threads>(
+    copy_tile<T, C::columns, C::block, C::threads, 8>(
         shared, head_row<T>(p.a.k, s.k0 + first_key, p.a.k_stride, h, p.a.D), p.a.k_stride, s.keys - first_key, p.a.D,
         thread);
     __syncthreads();
@@ -124,7 +126,7 @@ struct ForwardBlock {
       for (int step = 0; step < d_steps; step++) ldmatrix(k[n][step], columns_first.at(n, step));
     }
     __syncthreads();
-    copy_tile<T, C::columns, C::block, C::threads>(
+    copy_tile<T, C::columns, C::block, C::threads, 8>(
         shared, head_row<T>(p.a.v, s.k0 + first_key, p.a.v_stride, h, p.a.D), p.a.v_stride, s.keys - first_key, p.a.D,
         thread);
     __syncthreads();
@@ -334,11 +336,12 @@ __global__ void __launch_bounds__(128, 2) forward_kernel(const __grid_constant__
     for (; row < s.nq; row += kRows * splits) {
       next.store(block.q_tile(), thread);
       state = next_state;
-      float lse[2];  // of this lane's rows in the scores; lane 8 r of a warp pair holds row r's
-      if ((thread & 7) == 0) block.warp_sum()[r] = state.lse;
+      state.lse *= kLog2e;
+      if ((thread & 7) == 0) block.row_lse()[r] = state.lse;
       __syncthreads();
+      float lse[2];  // of this lane's rows in the scores
 #pragma unroll
-      for (int half = 0; half < 2; half++) lse[half] = block.warp_sum()[half * 8 + (lane >> 2)];
+      for (int half = 0; half < 2; half++) lse[half] = block.row_lse()[half * 8 + (lane >> 2)];
       if (row + kRows * splits < s.nq) prefetch(row + kRows * splits);
       float scores[C::warp_keys / 8][4];
       block.multiply_qk(scores);
@@ -353,7 +356,6 @@ __global__ void __launch_bounds__(128, 2) forward_kernel(const __grid_constant__
       block.finish(state, row, last,
                    sums + ((static_cast<int64_t>(s.q0) + row + r) * p.a.H + h) * columns +
                        (thread & 7) * RowState<C>::width);
-      __syncthreads();
     }
   }
 }

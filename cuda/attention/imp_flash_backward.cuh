@@ -148,17 +148,18 @@ struct BackwardWarp {
   static __device__ __forceinline__ uint32_t kept(const Dropout &dropout, int query, int key, uint32_t bh, int lane) {
     uint32_t bits = 0;
     const int parity = (key >> 4) & 1;
-#pragma unroll
+#pragma unroll 1  // one call's temporaries at a time: registers are short here
     for (int group = 0; group < q_tiles / 2; group++) {
+      uint32_t part = 0;
       for_dropout_32x16(dropout, query + group * 16, key & ~31, bh, lane, [&](int tile, int half, int low, bool keep) {
-        const int n = group * 2 + half;
         const int e = (tile & 1) * 2 + low;
         if (C::slabs == 2) {
-          if (keep) bits |= 1u << (((tile >> 1) * q_tiles + n) * 4 + e);
+          if (keep) part |= 1u << (((tile >> 1) * q_tiles + half) * 4 + e);
         } else if (keep && (tile >> 1) == parity) {
-          bits |= 1u << (n * 4 + e);
+          part |= 1u << (half * 4 + e);
         }
       });
+      bits |= part << (group * 8);
     }
     return bits;
   }
@@ -293,20 +294,18 @@ __device__ __forceinline__ void backward_block(const Problem &p, const BackwardB
   }
   if (first_key >= s.nk) return;
 
-  char *k_shared = shared, *v_shared = shared + C::k_bytes;
   char *ds_shared = shared + 2 * C::k_bytes + C::stages * C::stage_bytes;
   char *stats_shared = ds_shared + C::ds_bytes;
-  const uint32_t k_tile = shared_address(k_shared), v_tile = shared_address(v_shared);
+  const uint32_t k_tile = shared_address(shared), v_tile = k_tile + C::k_bytes;
   const uint32_t q_tile = k_tile + 2 * C::k_bytes;
   const float2 *stats = buffers.stats + static_cast<int64_t>(h) * p.a.rows_q + s.q0;
-  const T *q = head_row<T>(p.a.q, s.q0, p.a.q_stride, h, p.a.D);
-  const T *dout = head_row<T>(p.a.dout, s.q0, p.a.dout_stride, h, p.a.D);
   auto load_step = [&](int row, int stage) {
+    const T *q = head_row<T>(p.a.q, s.q0 + row, p.a.q_stride, h, p.a.D);
+    const T *dout = head_row<T>(p.a.dout, s.q0 + row, p.a.dout_stride, h, p.a.D);
     const uint32_t to = q_tile + stage * C::stage_bytes;
-    load_tile<T, C::columns, C::rows, C::threads>(to, q + static_cast<int64_t>(row) * p.a.q_stride, p.a.q_stride,
+    load_tile<T, C::columns, C::rows, C::threads>(to, q, p.a.q_stride,
                                                   s.nq - row, p.a.D, thread);
-    load_tile<T, C::columns, C::rows, C::threads>(to + C::q_bytes, dout + static_cast<int64_t>(row) * p.a.dout_stride,
-                                                  p.a.dout_stride, s.nq - row, p.a.D, thread);
+    load_tile<T, C::columns, C::rows, C::threads>(to + C::q_bytes, dout, p.a.dout_stride, s.nq - row, p.a.D, thread);
     if (thread < C::rows) {
       copy_async_8(shared_address(stats_shared) + stage * C::stats_bytes + thread * 8, stats + row + thread,
                    row + thread < s.nq ? 8 : 0);
@@ -327,13 +326,11 @@ __device__ __forceinline__ void backward_block(const Problem &p, const BackwardB
     commit_async();
   }
   const int warp_offset = warp_key * Tile<C::columns>::pitch;
-  const auto k_rows = LaneTile<C::columns>::rows_first(k_tile + warp_offset, lane);
-  const auto v_rows = LaneTile<C::columns>::rows_first(v_tile + warp_offset, lane);
   const auto k_all = LaneTile<C::columns>::rows_first(k_tile, lane);
+  const auto k_rows = k_all.shifted(warp_offset), v_rows = k_rows.shifted(C::k_bytes);
   const auto q_columns = LaneTile<C::columns>::columns_first(q_tile, lane);
-  const auto q_rows = LaneTile<C::columns>::rows_first(q_tile, lane);
+  const auto q_rows = k_all.shifted(2 * C::k_bytes);
   const auto ds_lane = LaneTile<C::rows>::columns_first(shared_address(ds_shared), lane);
-  const Dropout dropout(p.dropout);
   const int row_slab = warp & 1;
   const int first_pair = (warp >> 1) * (C::dq_columns / 16);
 
@@ -356,7 +353,7 @@ __device__ __forceinline__ void backward_block(const Problem &p, const BackwardB
         const auto *row_stats = reinterpret_cast<const float4 *>(stats_shared + stage * C::stats_bytes);
         const int limit = s.keys - first_key - warp_key;
         const int diagonal = p.a.causal ? row + s.shift + 1 - first_key - warp_key : INT32_MAX / 2;
-        const uint32_t bits = with_dropout ? w.kept(dropout, row, first_key + warp_key, head, lane) : 0;
+        const uint32_t bits = with_dropout ? w.kept(Dropout(p.dropout), row, first_key + warp_key, head, lane) : 0;
         if (16 * C::slabs <= min(limit, diagonal)) {
           w.template differentiate<false, with_dropout>(scores, dp, pt, dst, row_stats, p.scale_log2, limit, diagonal,
                                                         bits, p.dropout.scale, lane);
@@ -404,10 +401,13 @@ __device__ __forceinline__ void backward_block(const Problem &p, const BackwardB
     if (C::stages == 2) stage ^= 1;
   }
   __syncthreads();  // everyone is done with the key tile: it carries the results out
-  T *dk = head_row<T>(p.a.dk, s.k0 + first_key, p.a.dk_stride, h, p.a.D);
-  T *dv = head_row<T>(p.a.dv, s.k0 + first_key, p.a.dv_stride, h, p.a.D);
-  w.write(w.dk, p.a.scale, k_shared, warp_key, dk, p.a.dk_stride, s.nk - first_key, p.a.D, lane);
-  w.write(w.dv, p.dropout.scale, v_shared, warp_key, dv, p.a.dv_stride, s.nk - first_key, p.a.D, lane);
+  // Found again rather than kept in registers through the loop.
+  const Sequence again = find_sequence(p.a, b);
+  const int64_t key_row = static_cast<int64_t>(again.k0) + first_key;
+  T *dk = head_row<T>(p.a.dk, key_row, p.a.dk_stride, h, p.a.D);
+  T *dv = head_row<T>(p.a.dv, key_row, p.a.dv_stride, h, p.a.D);
+  w.write(w.dk, p.a.scale, shared, warp_key, dk, p.a.dk_stride, again.nk - first_key, p.a.D, lane);
+  w.write(w.dv, p.dropout.scale, shared + C::k_bytes, warp_key, dv, p.a.dv_stride, again.nk - first_key, p.a.D, lane);
 }
 
 template <class C, bool with_dropout>

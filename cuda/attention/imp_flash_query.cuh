@@ -9,7 +9,7 @@
 namespace fa::imp {
 
 // Rows of q and dout stay in shared memory; keys and values come in blocks, two buffers each.
-template <class T, int columns, bool with_dropout>
+template <class T, int columns>
 __global__ void __launch_bounds__(kThreads, 2)
     query_kernel(const __grid_constant__ Problem p, const float2 *all_stats, int tiles) {
   constexpr int block = 32, rows = 64;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     Warp::template multiply_qk<false>(scores, q_lane, k_lane.shifted(buffer), block);
     Warp::template multiply_qk<false>(dp, dout_lane, v_lane.shifted(buffer), block);
     if (min(limit, edge) < block) Warp::mask(scores, limit, edge, lane);
-    if (with_dropout) {
+    if (dropout.active()) {
       for_dropout_16x32(dropout, warp_row, n * block, head, lane, [&](int half, int t, int low, bool keep) {
         float &x = dp[0][t][half * 2 + low];
         x = keep ? x * p.dropout.scale : 0.0f;

@@ -129,6 +129,7 @@ template <int columns>
 struct LaneTile {
   uint32_t row_base;
   uint32_t chunk_base;
+  uint32_t extra;  // a distance in whole rows, added last, so that tiles side by side share the permuted addresses
   // Rows (lane & 15), columns in halves by lane >> 4: operand a as stored, or b from a [k, n] tile (transposed load).
   static __device__ __forceinline__ LaneTile rows_first(uint32_t tile, int lane) {
     return make(tile, lane & 15, lane >> 4);
@@ -138,18 +139,20 @@ struct LaneTile {
     return make(tile, (lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
   }
   static __device__ __forceinline__ LaneTile make(uint32_t tile, int row, int half) {
-    return LaneTile{tile + row * Tile<columns>::pitch, static_cast<uint32_t>((half ^ Tile<columns>::swizzle(row)) << 4)};
+    return LaneTile{tile + row * Tile<columns>::pitch, static_cast<uint32_t>((half ^ Tile<columns>::swizzle(row)) << 4), 0};
   }
   __device__ __forceinline__ uint32_t at(int m, int k) const {
     if constexpr (Tile<columns>::pitch % 128 == 0) {
       // Only bits 5 and 6 of the step meet the permutation: the rest is a constant offset.
-      return ((row_base + chunk_base) ^ ((k & 3) << 5)) + (k >> 2) * 128 + m * 16 * Tile<columns>::pitch;
+      return ((row_base + chunk_base) ^ ((k & 3) << 5)) + extra + (k >> 2) * 128 + m * 16 * Tile<columns>::pitch;
     } else {
-      return row_base + (chunk_base ^ (k << 5)) + m * 16 * Tile<columns>::pitch;
+      return row_base + extra + (chunk_base ^ (k << 5)) + m * 16 * Tile<columns>::pitch;
     }
   }
-  // The same lane in another copy of the tile, `bytes` further on.
-  __device__ __forceinline__ LaneTile shifted(uint32_t bytes) const { return LaneTile{row_base + bytes, chunk_base}; }
+  // The same lane in another tile, `bytes` further on.
+  __device__ __forceinline__ LaneTile shifted(uint32_t bytes) const {
+    return LaneTile{row_base, chunk_base, extra + bytes};
+  }
 };
 
 // Copies `rows` rows of a [*, columns] tile from global memory; rows from `valid` up and columns from D up become 0. A
