@@ -375,7 +375,7 @@ export function addConfigOptions(command: Command, keys: readonly ConfigKey[] = 
     const field: Field<unknown> = SCHEMA[key];
     if (field.placeholder === "") {
       command.addOption(new Option(flagOf(key), `${field.help} (tiny: ${shown(field.initial)})`));
-      command.addOption(new Option(flagOf(key).replace("--", "--no-"), "the opposite"));
+      command.addOption(new Option(flagOf(key).replace("--", "--no-"), `not ${flagOf(key)}`));
       continue;
     }
     const parser = (written: string): unknown => {

@@ -140,6 +140,21 @@ export class RunFolder {
   }
 
   /**
+   * Makes the folder where it is missing and sees whether it can be written, before hours are spent on what goes there.
+   *
+   * @throws {EnvironmentError} If it cannot.
+   */
+  expectWritable(): void {
+    try {
+      Deno.mkdirSync(this.path, { recursive: true });
+      Deno.writeTextFileSync(this.file("config.json.part"), "");
+      Deno.removeSync(this.file("config.json.part"));
+    } catch (error) {
+      throw writeError(`the run folder ${this.shown}`, error);
+    }
+  }
+
+  /**
    * Makes the folder, without the files of an earlier run, and saves the configuration.
    *
    * @throws {EnvironmentError} If it cannot be written.

@@ -126,22 +126,12 @@ function runOrPath(name: string): string {
 }
 
 /** The run's tokenizer: of an earlier part of the run, of the weights that it begins with, or newly trained. */
-function prepareTokenizer(plan: Plan, corpus: Corpus): Tokenizer {
-  const { folder, config, resumed, initial } = plan;
-  const path = folder.file("tokenizer.json");
+function prepareTokenizer({ folder, config, resumed, initial }: Plan, corpus: Corpus): Tokenizer {
   const earlier = resumed ?? initial;
-  if (earlier !== undefined) {
-    const tokenizer = loadTokenizer(resumed === undefined ? join(earlier.run, "tokenizer.json") : path);
-    expectTokenizer(earlier, tokenizer.hash);
-    if (resumed === undefined) saveTokenizer(path, tokenizer);
-    return tokenizer;
-  }
-  const start = performance.now();
-  const tokenizer = trainTokenizer(corpus.train, config.vocabSize, config.sharedVocab);
-  saveTokenizer(path, tokenizer);
-  const { source, target } = tokenizer;
-  const sizes = source === target ? `one of ${source.size}` : `${source.size} and ${target.size}`;
-  folder.log(`vocabulary: ${sizes} pieces, trained in ${seconds((performance.now() - start) / 1000)}`);
+  if (earlier === undefined) return trainTokenizer(corpus.train, config.vocabSize, config.sharedVocab);
+  const path = resumed === undefined ? join(earlier.run, "tokenizer.json") : folder.file("tokenizer.json");
+  const tokenizer = loadTokenizer(path);
+  expectTokenizer(earlier, tokenizer.hash);
   return tokenizer;
 }
 
@@ -201,10 +191,20 @@ const ENDINGS: Readonly<Record<Exclude<Ending, "signal">, string>> = {
   patience: "the dev BLEU no longer rises",
 };
 
-function describe(plan: Plan, corpus: Corpus, model: Transformer, run: TrainingRun): void {
+function describe(
+  plan: Plan,
+  corpus: Corpus,
+  tokenizer: Tokenizer,
+  model: Transformer,
+  run: TrainingRun,
+): void {
   const { folder, config } = plan;
   const { context } = model;
   const { batches, sourceTokens, targetTokens } = run.statistics;
+  const { source, target } = tokenizer;
+  folder.log(
+    `vocabulary: ${source === target ? `one of ${source.size}` : `${source.size} and ${target.size}`} pieces`,
+  );
   folder.log(
     `model: ${config.encoderLayers}+${config.decoderLayers} layers, width ${config.dModel}, ${config.heads} heads, ` +
       `${model.parameterCount.toLocaleString("en")} parameters, attention ${config.attn}, ` +
@@ -227,13 +227,17 @@ async function work(plan: Plan, corpus: Corpus, tokenizer: Tokenizer, model: Tra
   const signal = watchSignals();
   const { train, dev } = corpus;
   using run = new TrainingRun({ folder, config, train, dev, tokenizer, model, signal });
-  if (resumed !== undefined) {
+  // Files change only now that all is known to fit.
+  if (resumed === undefined) {
+    folder.create(config);
+    saveTokenizer(folder.file("tokenizer.json"), tokenizer);
+  } else {
     run.resume(resumed);
     folder.saveConfig(config);
     folder.dropMetricsAfter(resumed.state.epoch);
     folder.log(`resumed after step ${run.state.step}, epoch ${run.state.epoch}`);
   }
-  describe(plan, corpus, model, run);
+  describe(plan, corpus, tokenizer, model, run);
   const ending = await run.run();
   if (ending !== "signal") {
     folder.log(`trained ${run.state.step} steps in ${seconds(run.state.seconds)}: ${ENDINGS[ending]}`);
@@ -253,9 +257,9 @@ async function train(wishes: Wishes): Promise<void> {
   using context = new Context({ device: planned.config.device });
   const corpus = await openCorpus(planned.config);
   const plan = { ...planned, config: { ...planned.config, src: corpus.source, tgt: corpus.target } };
-  const { folder, config, resumed, initial } = plan;
-  if (resumed === undefined) folder.create(config);
+  const { folder, config, initial } = plan;
   print(`run: ${folder.shown}`);
+  folder.expectWritable();
   const tokenizer = prepareTokenizer(plan, corpus);
   using model = new Transformer(context, modelConfig(config, tokenizer), config.seed);
   if (initial !== undefined) loadWeights(model, initial);

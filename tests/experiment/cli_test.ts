@@ -170,10 +170,20 @@ cliTest("a run is never overwritten silently", async () => {
     /this run exists: .*--resume.*--overwrite/,
   );
   assertFails(await train(...data, "--run", folderOf("data"), "--overwrite"), 1, /not the folder of a run/);
+  const mismatch = ["--init-from", folderOf("trained"), "--overwrite", "--d-model", "32"];
+  assertFails(
+    await train(...data, "--run", folderOf("trained"), ...mismatch),
+    1,
+    /must have shape \[320, 32\]/,
+  );
   assertEquals(checkpointBytes(folderOf("trained")), before);
   const copy = copyRun("overwritten");
   assertDone(await train(...data, "--run", copy, "--overwrite", "--epochs", "1", "--seed", "2"));
   assert(checkpointBytes(copy) !== before);
+  const begun = assertDone(
+    await train(...data, "--run", folderOf("begun"), "--init-from", copy, "--epochs", "1"),
+  );
+  assertMatch(begun.stdout, /trained \d+ steps/);
 });
 
 cliTest("a damaged or foreign checkpoint is one line with exit code 1", async () => {

@@ -36,7 +36,8 @@ Deno.test({
     const home = Deno.makeTempDirSync();
     try {
       writeData(`${home}/data`);
-      const flags = [...TINY_FLAGS, "--data", `${home}/data`, "--epochs", EPOCHS, "--run"];
+      const hard = ["--dropout", "0.1", "--accumulate", "2"];
+      const flags = [...TINY_FLAGS, ...hard, "--data", `${home}/data`, "--epochs", EPOCHS, "--run"];
       const resume = async (name: string): Promise<string[]> => {
         assertDone(await run("train", ["--run", `${home}/${name}`, "--resume"]));
         return outcome(`${home}/${name}`);
