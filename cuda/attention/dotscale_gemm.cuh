@@ -35,8 +35,8 @@ struct OuterConfig {
 
 template <class T, int columns>
 __global__ void __launch_bounds__(256, columns <= 64 ? 2 : 1)
-    outer_kernel(const __grid_constant__ Problem p, Rows left, Rows right, T *matrix, int pitch, float alpha, int row_tiles,
-                 int key_tiles) {
+    outer_kernel(const __grid_constant__ Problem p, Rows left, Rows right, T *matrix, int pitch, float alpha,
+                 int row_tiles, int key_tiles) {
   using C = OuterConfig<columns>;
   extern __shared__ __align__(1024) char shared[];
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(256, columns <= 64 ? 2 : 1)
                                               s.nq - row, s.keys - key, thread);
 }
 
-// ---- rows = alpha * matrix b, or alpha * matrix^T b -------------------------------------------------------------------
+// ---- rows = alpha * matrix b, or alpha * matrix^T b -----------------------------------------------------------------
 
 template <int columns>
 struct InnerConfig {
@@ -106,7 +106,8 @@ struct InnerConfig {
 
 // A tile of the matrix: rows from `valid` up and columns from `width` up become 0.
 template <class T, int columns, int rows, int threads>
-__device__ __forceinline__ void load_matrix(uint32_t tile, const T *source, int pitch, int valid, int width, int thread) {
+__device__ __forceinline__ void load_matrix(uint32_t tile, const T *source, int pitch, int valid, int width,
+    int thread) {
   constexpr int chunks = Tile<columns>::chunks, step = threads / chunks;
   const int chunk = thread % chunks, first = thread / chunks;
   const int bytes = clamp_int((width - chunk * 8) * 2, 0, 16);
@@ -133,8 +134,8 @@ __global__ void __launch_bounds__(128, columns <= 64 ? 3 : 2)
   const int result_row0 = transposed ? s.k0 : s.q0, result_rows = transposed ? s.nk : s.nq;
   if (b == p.a.B) {
     for (int row = first; row < result_rows; row += tiles * C::tile) {
-      write_zero_rows<T>(result.base, result.stride, result_row0, h, p.a.D, row, min(result_rows, row + C::tile), thread,
-                         C::threads);
+      write_zero_rows<T>(result.base, result.stride, result_row0, h, p.a.D, row, min(result_rows, row + C::tile),
+                         thread, C::threads);
     }
     return;
   }
@@ -214,8 +215,8 @@ __global__ void __launch_bounds__(128, columns <= 64 ? 3 : 2)
   __syncwarp();
   const int warp_row = first + warp * 32;
   store_tile<T, columns, 32, 32>(head_row<T>(result.base, result_row0 + warp_row, result.stride, h, p.a.D),
-                                 result.stride, shared + warp * 32 * Tile<columns>::pitch, result_rows - warp_row, p.a.D,
-                                 lane);
+                                 result.stride, shared + warp * 32 * Tile<columns>::pitch, result_rows - warp_row,
+                                 p.a.D, lane);
 }
 
 }  // namespace fa::dotscale

@@ -38,8 +38,8 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// Scaled scores become probabilities in place, 0 where a key is hidden; lse is written. The row is read twice: the second
-// time it comes from the cache.
+// Scaled scores become probabilities in place, 0 where a key is hidden; lse is written. The row is read twice: the
+// second time it comes from the cache.
 template <class T>
 __device__ __forceinline__ void soften_row(T *row, int seen, int keys, float *lse, int lane) {
   float top = -CUDART_INF_F, sum = 0.0f;
@@ -90,14 +90,16 @@ __global__ void __launch_bounds__(128)
   for (int i = 0; i < kRowsPerBlock / 4; i++) {
     const int row = tile * kRowsPerBlock + i * 4 + warp;
     if (row >= s.nq) return;
-    soften_row(matrix + matrix_offset(p.a, head, row, pitch), max(0, visible_keys(p.a, s, row)), s.keys, lse + row, lane);
+    soften_row(matrix + matrix_offset(p.a, head, row, pitch), max(0, visible_keys(p.a, s, row)), s.keys, lse + row,
+        lane);
   }
 }
 
 // dP becomes dS = P * (dP - sum of P * dP) in place.
 template <class T>
 __global__ void __launch_bounds__(128)
-    softmax_gradient_kernel(const __grid_constant__ Problem p, const T *probabilities, T *gradient, int pitch, int tiles) {
+    softmax_gradient_kernel(const __grid_constant__ Problem p, const T *probabilities, T *gradient, int pitch,
+        int tiles) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int head = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const Sequence s = find_sequence(p.a, head / p.a.H);
@@ -130,8 +132,8 @@ __global__ void __launch_bounds__(128)
   }
 }
 
-// target = source where kept, else 0 (what is hidden stays as it is). A thread takes 32 columns of rows i and i + 8: the 64
-// values of its eight calls of the generator.
+// target = source where kept, else 0 (what is hidden stays as it is). A thread takes 32 columns of rows i and i + 8:
+// the 64 values of its eight calls of the generator.
 template <class T>
 __global__ void __launch_bounds__(128)
     drop_kernel(const __grid_constant__ Problem p, const T *source, T *target, int pitch, int row_tiles) {

@@ -1,7 +1,7 @@
-// FlashAttention-1's backward pass (as implemented at v1.0.9): one block for a head; outer loop over blocks of keys, inner
-// loop over 16 queries at a time; eight warps split the keys. dk and dv stay in registers for a block of keys; each warp's
-// share of dq is reduced through shared memory and added to a float copy in memory, block after block: always the same
-// order, so always the same result.
+// FlashAttention-1's backward pass (as implemented at v1.0.9): one block for a head; outer loop over blocks of keys,
+// inner loop over 16 queries at a time; eight warps split the keys. dk and dv stay in registers for a block of keys;
+// each warp's share of dq is reduced through shared memory and added to a float copy in memory, block after block:
+// always the same order, so always the same result.
 #ifndef FLASHATTN_FLASH_BACKWARD_CUH
 #define FLASHATTN_FLASH_BACKWARD_CUH
 
@@ -201,7 +201,8 @@ struct BackwardBlock {
   }
 
   // Sums the shares of the first `active` warps onto `before`, and writes dq: float, or 16 bits from the last block.
-  __device__ __forceinline__ void reduce_dq(float2 before, float *sums, int active, int row, int part, bool last) const {
+  __device__ __forceinline__ void reduce_dq(float2 before, float *sums, int active, int row, int part,
+      bool last) const {
     const int r = thread >> 4, column = (thread & 15) * 2;
     const float *share = partial(part) + r * C::pitch + column;
     for (int w = 0; w < active; w++) {

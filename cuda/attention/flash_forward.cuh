@@ -1,7 +1,7 @@
-// FlashAttention-1's forward pass (Dao et al. 2022, as implemented at v1.0.9): one block for a head, or a few that share its
-// queries; outer loop over blocks of keys, whose fragments stay in registers; inner loop over 16 queries at a time. The
-// four warps split the keys, so row maximum, row sum and output are reduced through shared memory at every step, and the
-// output, normalised at every block, goes to memory and back in float.
+// FlashAttention-1's forward pass (Dao et al. 2022, as implemented at v1.0.9): one block for a head, or a few that
+// share its queries; outer loop over blocks of keys, whose fragments stay in registers; inner loop over 16 queries at a
+// time. The four warps split the keys, so row maximum, row sum and output are reduced through shared memory at every
+// step, and the output, normalised at every block, goes to memory and back in float.
 #ifndef FLASHATTN_FLASH_FORWARD_CUH
 #define FLASHATTN_FLASH_FORWARD_CUH
 
@@ -214,7 +214,8 @@ struct ForwardBlock {
     }
   }
 
-  __device__ __forceinline__ void drop(float (&scores)[key_tiles][4], const Dropout &dropout, int row, int warp_key) const {
+  __device__ __forceinline__ void drop(float (&scores)[key_tiles][4], const Dropout &dropout, int row,
+      int warp_key) const {
 #pragma unroll
     for (int n = 0; n < key_tiles; n += 4) {
       for_dropout_16x32(dropout, row, warp_key + n * 8, head, lane, [&](int half, int tile, int low, bool keep) {

@@ -1,6 +1,6 @@
 // FlashAttention-2's backward pass on mma.sync: a block owns a tile of keys and streams the queries past, 32 at a time.
-// Scores are computed transposed (k q^T), so that P^T and dS^T lie in registers as operands of dv += P^T do and
-// dk += dS^T q; only dS goes through shared memory, for dq += dS k. dq is summed over the key tiles in float, in memory.
+// Scores are computed transposed (k q^T), so that P^T and dS^T lie in registers as operands of dv += P^T do and dk +=
+// dS^T q; only dS goes through shared memory, for dq += dS k. dq is summed over the key tiles in float, in memory.
 #ifndef FLASHATTN_IMP_FLASH_BACKWARD_CUH
 #define FLASHATTN_IMP_FLASH_BACKWARD_CUH
 
@@ -39,7 +39,7 @@ struct BackwardConfig {
   static_assert(dq_columns % 16 == 0, "a warp's columns of dq come in pairs of tiles");
 };
 
-// ---- the float accumulator of dq: tiles of 32 rows in fragment order, each sequence padded to whole tiles -------------
+// ---- the float accumulator of dq: tiles of 32 rows in fragment order, each sequence padded to whole tiles -----------
 
 __host__ __device__ inline int64_t accumulator_rows(int rows_q, int B) {
   return (static_cast<int64_t>(rows_q) + kBackwardRows * (static_cast<int64_t>(B) + 1)) / kBackwardRows * kBackwardRows;
@@ -74,7 +74,7 @@ struct BackwardBuffers {
   float *dq_sum;  // [H, accumulator_rows / 32, 32 * columns]
 };
 
-// ---- dk and dv ---------------------------------------------------------------------------------------------------------
+// ---- dk and dv ------------------------------------------------------------------------------------------------------
 
 template <class C>
 struct BackwardWarp {
@@ -164,8 +164,8 @@ struct BackwardWarp {
     return bits;
   }
 
-  // From scores and dP: p and ds packed as operands. limit: key rows of the tile that count; diagonal: query n of the step
-  // sees the warp's keys below diagonal + n.
+  // From scores and dP: p and ds packed as operands. limit: key rows of the tile that count; diagonal: query n of the
+  // step sees the warp's keys below diagonal + n.
   template <bool masked, bool with_dropout>
   static __device__ __forceinline__ void differentiate(const float (&scores)[C::slabs][q_tiles][4],
                                                        const float (&dp)[C::slabs][q_tiles][4],
@@ -205,8 +205,8 @@ struct BackwardWarp {
     }
   }
 
-  static __device__ __forceinline__ void store_ds(char *tile, int warp_key, const uint32_t (&ds)[C::slabs][q_tiles / 2][4],
-                                                  int lane) {
+  static __device__ __forceinline__ void store_ds(char *tile, int warp_key,
+                                                  const uint32_t (&ds)[C::slabs][q_tiles / 2][4], int lane) {
 #pragma unroll
     for (int m = 0; m < C::slabs; m++) {
 #pragma unroll
@@ -222,8 +222,8 @@ struct BackwardWarp {
   }
 
   // Writes the warp's rows of a gradient through its rows of a shared tile.
-  static __device__ __forceinline__ void write(float (&sum)[C::slabs][d_tiles][4], float scale, char *tile, int warp_key,
-                                               T *target, int64_t stride, int valid, int D, int lane) {
+  static __device__ __forceinline__ void write(float (&sum)[C::slabs][d_tiles][4], float scale, char *tile,
+                                               int warp_key, T *target, int64_t stride, int valid, int D, int lane) {
 #pragma unroll
     for (int m = 0; m < C::slabs; m++) {
 #pragma unroll
@@ -418,7 +418,8 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
 
 // dq = scale * its accumulator, in 16 bits; rows of no sequence become 0.
 template <class T, int columns>
-__global__ void __launch_bounds__(128) convert_dq_kernel(const __grid_constant__ Problem p, const float *sums, int tiles) {
+__global__ void __launch_bounds__(128) convert_dq_kernel(const __grid_constant__ Problem p, const float *sums,
+    int tiles) {
   __shared__ __align__(1024) char shared[kBackwardRows * columns * 2];
   const int thread = threadIdx.x, lane = thread & 31;
   const int head = blockIdx.x / tiles, tile = blockIdx.x % tiles;

@@ -1,6 +1,6 @@
-// FlashAttention-2's forward pass on mma.sync (Dao 2023): a block of four warps owns 64 or 128 query rows, each warp 16 or
-// 32 of them; keys and values stream past in blocks, last to first; scores, probabilities and the unnormalised output
-// stay in registers.
+// FlashAttention-2's forward pass on mma.sync (Dao 2023): a block of four warps owns 64 or 128 query rows, each warp 16
+// or 32 of them; keys and values stream past in blocks, last to first; scores, probabilities and the unnormalised
+// output stay in registers.
 #ifndef FLASHATTN_IMP_FLASH_FORWARD_CUH
 #define FLASHATTN_IMP_FLASH_FORWARD_CUH
 

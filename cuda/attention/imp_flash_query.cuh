@@ -1,5 +1,5 @@
-// dq in a fixed order, for the deterministic backward pass where there are several key tiles: a block owns query rows and
-// streams the keys past, as the forward pass does. Costs two more matrix products than adding in memory.
+// dq in a fixed order, for the deterministic backward pass where there are several key tiles: a block owns query rows
+// and streams the keys past, as the forward pass does. Costs two more matrix products than adding in memory.
 #ifndef FLASHATTN_IMP_FLASH_QUERY_CUH
 #define FLASHATTN_IMP_FLASH_QUERY_CUH
 

@@ -33,7 +33,8 @@ struct Sequence {
 
 __device__ __forceinline__ int clamp_int(int x, int low, int high) { return min(max(x, low), high); }
 
-// b == B is the rows of no sequence: queries without a key, keys without a query. Their number may exceed max_q or max_k.
+// b == B is the rows of no sequence: queries without a key, keys without a query. Their number may exceed max_q or
+// max_k.
 __device__ __forceinline__ Sequence find_sequence(const fa_attention_args &a, int b) {
   Sequence s;
   s.q0 = clamp_int(a.cu_q[b], 0, a.rows_q);

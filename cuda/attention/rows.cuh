@@ -11,8 +11,8 @@ namespace fa {
 
 // Rows that see no key: out 0, lse -inf. The rows of no sequence may be many: the blocks of a head share them.
 template <class T>
-__device__ __forceinline__ void write_empty_rows(const Problem &p, const Sequence &s, int h, int first, int end, int step,
-                                                 int rows, int thread, int threads) {
+__device__ __forceinline__ void write_empty_rows(const Problem &p, const Sequence &s, int h, int first, int end,
+                                                 int step, int rows, int thread, int threads) {
   const int chunks = p.a.D / 8;
   for (int base = first; base < end; base += step) {
     const int count = min(rows, end - base);
@@ -29,8 +29,8 @@ __device__ __forceinline__ void write_empty_rows(const Problem &p, const Sequenc
 
 // Zeros to rows first .. end of a gradient, by one block.
 template <class T>
-__device__ __forceinline__ void write_zero_rows(void *base, int64_t stride, int64_t row0, int h, int D, int first, int end,
-                                                int thread, int threads) {
+__device__ __forceinline__ void write_zero_rows(void *base, int64_t stride, int64_t row0, int h, int D, int first,
+                                                int end, int thread, int threads) {
   const int chunks = D / 8;
   const int64_t count = static_cast<int64_t>(max(0, end - first)) * chunks;
   for (int64_t i = thread; i < count; i += threads) {
@@ -39,7 +39,7 @@ __device__ __forceinline__ void write_zero_rows(void *base, int64_t stride, int6
   }
 }
 
-// ---- statistics of each row, and the accumulator's zeros -------------------------------------------------------------
+// ---- statistics of each row, and the accumulator's zeros ------------------------------------------------------------
 
 template <class T, int lanes>
 __global__ void __launch_bounds__(256)
@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(256)
     float sum = 0.0f;
     if (unit < units && lane * 8 < p.a.D) {
       const uint4 o = *reinterpret_cast<const uint4 *>(head_row<T>(p.a.out, row, p.a.out_stride, h, p.a.D) + lane * 8);
-      const uint4 g = *reinterpret_cast<const uint4 *>(head_row<T>(p.a.dout, row, p.a.dout_stride, h, p.a.D) + lane * 8);
+      const uint4 g = *reinterpret_cast<const uint4 *>(head_row<T>(p.a.dout, row, p.a.dout_stride, h,
+          p.a.D) + lane * 8);
       const uint32_t os[4] = {o.x, o.y, o.z, o.w}, gs[4] = {g.x, g.y, g.z, g.w};
 #pragma unroll
       for (int i = 0; i < 4; i++) {

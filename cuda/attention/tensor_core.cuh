@@ -107,8 +107,8 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// A tile of rows of `columns` 16-bit values in shared memory, its 16-byte chunks permuted within a row so that eight rows
-// of one chunk column lie in different banks: ldmatrix and the copies are free of conflicts.
+// A tile of rows of `columns` 16-bit values in shared memory, its 16-byte chunks permuted within a row so that eight
+// rows of one chunk column lie in different banks: ldmatrix and the copies are free of conflicts.
 template <int columns>
 struct Tile {
   static constexpr int pitch = columns * 2;
@@ -134,12 +134,14 @@ struct LaneTile {
   static __device__ __forceinline__ LaneTile rows_first(uint32_t tile, int lane) {
     return make(tile, lane & 15, lane >> 4);
   }
-  // Rows in halves by lane >> 4, columns by lane >> 3: operand b from an [n, k] tile, or a from [k, m] (transposed load).
+  // Rows in halves by lane >> 4, columns by lane >> 3: operand b from an [n, k] tile, or a from [k, m] (transposed
+  // load).
   static __device__ __forceinline__ LaneTile columns_first(uint32_t tile, int lane) {
     return make(tile, (lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
   }
   static __device__ __forceinline__ LaneTile make(uint32_t tile, int row, int half) {
-    return LaneTile{tile + row * Tile<columns>::pitch, static_cast<uint32_t>((half ^ Tile<columns>::swizzle(row)) << 4), 0};
+    return LaneTile{tile + row * Tile<columns>::pitch,
+        static_cast<uint32_t>((half ^ Tile<columns>::swizzle(row)) << 4), 0};
   }
   __device__ __forceinline__ uint32_t at(int m, int k) const {
     if constexpr (Tile<columns>::pitch % 128 == 0) {
@@ -158,7 +160,8 @@ struct LaneTile {
 // Copies `rows` rows of a [*, columns] tile from global memory; rows from `valid` up and columns from D up become 0. A
 // copy of 0 bytes reads nothing, so its address need not exist.
 template <class T, int columns, int rows, int threads>
-__device__ __forceinline__ void load_tile(uint32_t tile, const T *source, int64_t stride, int valid, int D, int thread) {
+__device__ __forceinline__ void load_tile(uint32_t tile, const T *source, int64_t stride, int valid, int D,
+    int thread) {
   constexpr int chunks = Tile<columns>::chunks;
   if constexpr (threads % chunks == 0 && rows % (threads / chunks) == 0 && (threads / chunks) % 8 == 0) {
     constexpr int step = threads / chunks;
