@@ -115,7 +115,3 @@ declare module "@std/fmt/bytes" {
     options?: { binary?: boolean; bits?: boolean; signed?: boolean; maximumFractionDigits?: number },
   ): string;
 }
-
-declare module "@std/cli/unicode-width" {
-  export function unicodeWidth(text: string): number;
-}
