@@ -50,10 +50,9 @@ declare module "@std/csv" {
     headers?: boolean;
     separator?: string;
     columns?: readonly string[];
-    crlf?: boolean;
     bom?: boolean;
   }
-  /** Rows end in "\r\n" unless `crlf` is false. */
+  /** Rows end in "\r\n". */
   export function stringify(data: readonly DataItem[], options?: StringifyOptions): string;
   export interface ParseOptions {
     separator?: string;

@@ -91,7 +91,7 @@ export async function writeCsv<Row extends object>(
     columns,
     crlf: false,
   });
-  await Deno.writeTextFile(`${path}.part`, head + table);
+  await Deno.writeTextFile(`${path}.part`, head + table.replaceAll("\r\n", "\n"));
   await Deno.rename(`${path}.part`, path);
 }
 

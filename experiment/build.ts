@@ -39,6 +39,7 @@ const ROOT = join(import.meta.dirname ?? ".", "..");
 const OBJECTS = "build/obj";
 const ARCHITECTURES = ["80", "86", "89", "90"];
 const OLDEST_TOOLKIT = "12.3";
+const EXPORTS = "cuda/exports.map"; // the symbols that leave libflashattn.so
 
 // errno and traps are of no use to the kernels and keep loops from being vectorised; sums keep their order.
 const CXX_FLAGS = "-std=c++17 -O3 -fopenmp -fPIC -fvisibility=hidden -Wall -Wextra -fno-math-errno " +
@@ -71,6 +72,8 @@ interface Library {
   readonly path: string;
   readonly units: readonly Unit[];
   readonly link: readonly string[];
+  /** Files beside the objects that the link command reads. */
+  readonly inputs: readonly string[];
 }
 
 /** Options of a build. */
@@ -118,26 +121,31 @@ function cpuLibrary(cxx: string): Library {
   for (const source of sourcesIn("cpu/kernels", ".cpp", false)) {
     for (const [isa, flags] of Object.entries(ISA_FLAGS)) units.push(unit(source, isa, flags));
   }
-  return { path: "build/libflashattn_cpu.so", units, link: [cxx, "-shared", "-fopenmp"] };
+  return { path: "build/libflashattn_cpu.so", units, link: [cxx, "-shared", "-fopenmp"], inputs: [] };
 }
 
 function cudaLibrary(toolkit: CudaToolkit, architectures: readonly string[]): Library {
   const identity = identityOf(toolkit.nvcc);
   const wanted = [...new Set(architectures.map((name) => name.replace(/a$/, "")))];
+  const redundant = new Set(wanted.includes("80") ? ["86", "89"] : []);
   const generate = (names: readonly string[]): string[] =>
     names.flatMap((name) => ["-gencode", `arch=compute_${name},code=sm_${name}`]);
   const units = sourcesIn("cuda", ".cu", true).map((source): Unit => {
     const hopper = source.endsWith("_sm90a.cu");
+    // Code of sm_80 runs on all of generation 8: only the attention kernels gain from being compiled for each.
+    const known = source.startsWith("cuda/attention/")
+      ? wanted
+      : wanted.filter((name) => !redundant.has(name));
     return {
       source,
       variant: "",
       object: objectName(source, ""),
-      command: [toolkit.nvcc, ...words(NVCC_FLAGS), ...generate(hopper ? ["90a"] : wanted)],
+      command: [toolkit.nvcc, ...words(NVCC_FLAGS), ...generate(hopper ? ["90a"] : known)],
       identity,
     };
   });
-  const link = [toolkit.nvcc, "-shared", "-cudart", "static"];
-  return { path: "build/libflashattn.so", units, link };
+  const link = [toolkit.nvcc, "-shared", "-cudart", "static", "-Xlinker", `--version-script=${EXPORTS}`];
+  return { path: "build/libflashattn.so", units, link, inputs: [EXPORTS] };
 }
 
 /** Modification times, each file looked up once. 0: the file is missing. */
@@ -194,7 +202,7 @@ function linkText(library: Library): string {
 function isLinked(library: Library, times: Times): boolean {
   const made = times.of(library.path);
   return made !== 0 && readText(`${OBJECTS}/${basename(library.path)}.cmd`) === linkText(library) &&
-    library.units.every((unit) => times.of(unit.object) <= made);
+    [...library.inputs, ...library.units.map((unit) => unit.object)].every((path) => times.of(path) <= made);
 }
 
 async function demangle(symbol: string): Promise<string> {
