@@ -2,7 +2,8 @@
  * `deno task bench`: times what this suite computes, checks it, and prints tables.
  *
  * `--what sweep` (the default) runs the three attention forms over the sequence lengths; `gemm` and `kernels` the rest of
- * the library; `step` whole training steps; `bpe` the training of a vocabulary. Exit code 1 where a result is wrong.
+ * the library; `step` whole training steps; `parity` the losses
+ * of the three forms side by side; `bpe` the training of a vocabulary. Exit code 1 where a result is wrong.
  *
  * @module
  */
@@ -13,6 +14,7 @@ import { Bpe } from "../data/mod.ts";
 import { syntheticPairs } from "../data/synthetic.ts";
 import { ATTENTION_FORMS, type AttentionForm, Context } from "../ffi/mod.ts";
 import { benchGemm, benchKernels, type KernelSizes } from "./kernels.ts";
+import { largestDeparture, parity } from "./parity.ts";
 import { runPeer } from "./peers.ts";
 import { benchStep, STEP_MODELS, type StepJob, type StepRow } from "./step.ts";
 import {
@@ -29,7 +31,7 @@ import type { TimingOptions } from "./timing.ts";
 const LENGTHS = [200, 400, 800, 1000, 2000];
 const GPU_EPOCHS = 1000;
 const CPU_BOX_SECONDS = 5;
-const KINDS = ["sweep", "gemm", "kernels", "step", "bpe"] as const;
+const KINDS = ["sweep", "gemm", "kernels", "step", "parity", "bpe"] as const;
 
 const COMMAND = createCommand(
   "bench",
@@ -65,6 +67,8 @@ const COMMAND = createCommand(
     ),
   )
   .option("--peers", "PyTorch's eager, FlashAttention-2 and cuDNN attention in the same run")
+  .option("--data <folder>", "parity: sentence pairs (default: the built-in corpus)")
+  .option("--batch-tokens <n>", "parity: tokens of a batch on its longer side", integer(1), 4096)
   .option("--csv <file>", "write the rows as CSV")
   .option("--json", "print the rows as JSON, nothing else");
 
@@ -315,6 +319,33 @@ async function runStep(context: Context, options: Options): Promise<void> {
   await writeCsv(options.csv, [describeMachine(context), commandLine()], columns, rows);
 }
 
+async function runParity(context: Context, options: Options): Promise<void> {
+  const steps = options.epochs ?? 300;
+  const rows = await parity(context, {
+    forms: formsOf(options),
+    data: options.data,
+    steps,
+    batchTokens: options.batchTokens,
+  });
+  const comments = [describeMachine(context), commandLine()];
+  if (options.csv !== undefined) {
+    await writeCsv(options.csv, comments, ["attn", "device", "step", "loss"], rows);
+  }
+  if (options.json === true) return print(JSON.stringify(rows));
+  const shown = [1, 10, 50, 100, 200, 300, steps].filter((step, i, all) =>
+    step <= steps && all.indexOf(step) === i
+  );
+  const lossOf = (attn: string, step: number): string =>
+    rows.find((row) => row.attn === attn && row.step === step)?.loss.toFixed(4) ?? "-";
+  const body = shown.map((step) => [String(step), ...formsOf(options).map((form) => lossOf(form, step))]);
+  print(`${describeMachine(context)}\n\n${table(["loss at step", ...formsOf(options)], body)}\n`);
+  print(
+    `largest departure from ${formsOf(options)[0]}: ${
+      (100 * largestDeparture(rows)).toFixed(3)
+    } % (means of 10 steps)`,
+  );
+}
+
 const BPE_PAIRS = 250_000;
 const BPE_VOCABULARY = 38_000; // 256 bytes, 4 marks, some 5,000 characters, and 32,000 merges
 
@@ -349,6 +380,7 @@ async function main(): Promise<void> {
   if (options.what === "gemm") await runGemm(context, options);
   if (options.what === "kernels") await runKernels(context, options);
   if (options.what === "step") await runStep(context, options);
+  if (options.what === "parity") await runParity(context, options);
   if (!right) Deno.exit(1);
 }
 

@@ -89,7 +89,6 @@ export async function writeCsv<Row extends object>(
   const head = comments.map((line) => `# ${line}\n`).join("");
   const table = stringify(rows.map((row) => Object.fromEntries(Object.entries(row))), {
     columns,
-    crlf: false,
   });
   await Deno.writeTextFile(`${path}.part`, head + table.replaceAll("\r\n", "\n"));
   await Deno.rename(`${path}.part`, path);
