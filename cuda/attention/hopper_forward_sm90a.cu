@@ -5,30 +5,30 @@
 namespace fa::hopper {
 namespace {
 
-template <class T, int D, int Groups, int Keys, int Stages, int QStages, int Blocks, bool TwoScores>
+// Shapes, named by pairs x warpgroups of 64 rows and keys of a step. One score buffer, no polynomials: see the notes on
+// what else was measured in cuda/README.md.
+template <class T, int D, int Pairs, int Groups, int Keys, int Stages, bool Dropout>
 fa_status run(fa_ctx *ctx, const fa_attention_args &args) {
-  return launch_forward<ForwardConfig<T, D, Groups, Keys, Stages, QStages, Blocks, TwoScores, 0, false>>(ctx, args);
+  return launch_forward<ForwardConfig<T, D, Pairs, Groups, Keys, Stages, 2, 1, false, 0, Dropout>>(ctx, args);
 }
 
-template <class T>
-fa_status run_with_dropout(fa_ctx *ctx, const fa_attention_args &args) {
-  if (args.D == 64) return launch_forward<ForwardConfig<T, 64, 2, 96, 6, 2, 1, true, 0, true>>(ctx, args);
-  return launch_forward<ForwardConfig<T, 128, 2, 96, 3, 1, 1, false, 0, true>>(ctx, args);
-}
-
-// Short sequences: one warpgroup a block and three blocks a multiprocessor, which start, load and finish apart from each
-// other. Long ones: warpgroups that share K and V.
-template <class T>
-fa_status run_plain(fa_ctx *ctx, const fa_attention_args &args) {
-  if (args.D == 128) return run<T, 128, 2, 128, 2, 2, 1, false>(ctx, args);
-  if (args.max_k <= 1024) return run<T, 64, 1, 64, 3, 3, 3, false>(ctx, args);
-  if (args.max_k <= 3072) return run<T, 64, 2, 112, 5, 2, 1, true>(ctx, args);
-  return run<T, 64, 3, 128, 4, 2, 1, false>(ctx, args);
+// Four warpgroups that share K and V, or four pairs that take 64-row tiles on their own? The first where sequences fill
+// tiles of 256 rows and there are enough of those for every multiprocessor.
+bool shares_keys(const fa_ctx *ctx, const fa_attention_args &args) {
+  const int64_t tiles = ceil_div(args.max_q, 256);
+  if (tiles * heads_of(args) < ctx->sm_count) return false;
+  if (args.rows_q < static_cast<int64_t>(args.B) * args.max_q * 3 / 4) return false;  // of varied lengths
+  const bool fills = args.max_q * 10 > tiles * 256 * 9;
+  return args.max_q > 1536 || (args.max_q > 448 ? fills : args.causal != 0);
 }
 
 template <class T>
 fa_status run_typed(fa_ctx *ctx, const fa_attention_args &args) {
-  return args.dropout > 0.0f ? run_with_dropout<T>(ctx, args) : run_plain<T>(ctx, args);
+  const bool dropout = args.dropout > 0.0f;
+  if (args.D == 128) return dropout ? run<T, 128, 1, 2, 64, 3, true>(ctx, args) : run<T, 128, 1, 2, 128, 2, false>(ctx, args);
+  if (dropout) return run<T, 64, 3, 1, 64, 3, true>(ctx, args);
+  if (shares_keys(ctx, args)) return run<T, 64, 1, 4, 64, 6, false>(ctx, args);
+  return run<T, 64, 4, 1, 64, 2, false>(ctx, args);
 }
 
 }  // namespace

@@ -42,9 +42,10 @@ template <class T, int N>
 struct Wgmma;
 
 // Operand lists: registers in the text, accumulators as constraints.
-#define FA_REGS_32 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                            \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define FA_REGS_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define FA_REGS_16 FA_REGS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define FA_REGS_24 FA_REGS_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define FA_REGS_32 FA_REGS_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
 #define FA_REGS_40 FA_REGS_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define FA_REGS_48 FA_REGS_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define FA_REGS_56 FA_REGS_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
@@ -54,18 +55,21 @@ struct Wgmma;
 #define FA_REGS_88 FA_REGS_80 ", %80, %81, %82, %83, %84, %85, %86, %87"
 #define FA_REGS_96 FA_REGS_88 ", %88, %89, %90, %91, %92, %93, %94, %95"
 #define FA_REGS_104 FA_REGS_96 ", %96, %97, %98, %99, %100, %101, %102, %103"
-#define FA_ACC_8(i) \
+#define FA_ACC_OF(i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define FA_ACC_32 FA_ACC_8(0), FA_ACC_8(8), FA_ACC_8(16), FA_ACC_8(24)
-#define FA_ACC_40 FA_ACC_32, FA_ACC_8(32)
-#define FA_ACC_48 FA_ACC_40, FA_ACC_8(40)
-#define FA_ACC_56 FA_ACC_48, FA_ACC_8(48)
-#define FA_ACC_64 FA_ACC_56, FA_ACC_8(56)
-#define FA_ACC_72 FA_ACC_64, FA_ACC_8(64)
-#define FA_ACC_80 FA_ACC_72, FA_ACC_8(72)
-#define FA_ACC_88 FA_ACC_80, FA_ACC_8(80)
-#define FA_ACC_96 FA_ACC_88, FA_ACC_8(88)
-#define FA_ACC_104 FA_ACC_96, FA_ACC_8(96)
+#define FA_ACC_8 FA_ACC_OF(0)
+#define FA_ACC_16 FA_ACC_OF(0), FA_ACC_OF(8)
+#define FA_ACC_24 FA_ACC_16, FA_ACC_OF(16)
+#define FA_ACC_32 FA_ACC_24, FA_ACC_OF(24)
+#define FA_ACC_40 FA_ACC_32, FA_ACC_OF(32)
+#define FA_ACC_48 FA_ACC_40, FA_ACC_OF(40)
+#define FA_ACC_56 FA_ACC_48, FA_ACC_OF(48)
+#define FA_ACC_64 FA_ACC_56, FA_ACC_OF(56)
+#define FA_ACC_72 FA_ACC_64, FA_ACC_OF(64)
+#define FA_ACC_80 FA_ACC_72, FA_ACC_OF(72)
+#define FA_ACC_88 FA_ACC_80, FA_ACC_OF(80)
+#define FA_ACC_96 FA_ACC_88, FA_ACC_OF(88)
+#define FA_ACC_104 FA_ACC_96, FA_ACC_OF(96)
 
 // i0 .. i6: the numbers of the operands after the accumulators.
 #define FA_WGMMA_SS(N, TYPE, K, i0, i1, i2, i3, i4)                                                                   \
@@ -103,6 +107,9 @@ struct Wgmma;
     }                                                                                                                 \
   };
 
+FA_WGMMA(16, 8, 8, 9, 10, 11, 12, 13, 14)
+FA_WGMMA(32, 16, 16, 17, 18, 19, 20, 21, 22)
+FA_WGMMA(48, 24, 24, 25, 26, 27, 28, 29, 30)
 FA_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38)
 FA_WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46)
 FA_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)
@@ -127,7 +134,13 @@ __device__ __forceinline__ void product_rs(float (&d)[N / 2], uint32_t a0, uint3
 #undef FA_WGMMA
 #undef FA_WGMMA_SS
 #undef FA_WGMMA_RS
+#undef FA_ACC_OF
+#undef FA_REGS_8
 #undef FA_ACC_8
+#undef FA_REGS_16
+#undef FA_ACC_16
+#undef FA_REGS_24
+#undef FA_ACC_24
 #undef FA_REGS_32
 #undef FA_ACC_32
 #undef FA_REGS_40
