@@ -189,12 +189,11 @@ fa_status check_dtype(fa_ctx *ctx, int32_t dtype, bool allow_f32) {
 }
 
 fa_status check_workspace(fa_ctx *ctx, const void *workspace, int64_t have, int64_t need) {
-  if (need == 0) return FA_OK;
   if (have < need) {
     return fail(ctx, FA_INVALID, "workspace_bytes must be >= %lld: current value is %lld", static_cast<long long>(need),
                 static_cast<long long>(have));
   }
-  return check_pointer(ctx, workspace, "workspace");
+  return need == 0 ? FA_OK : check_pointer(ctx, workspace, "workspace");
 }
 
 }  // namespace fa

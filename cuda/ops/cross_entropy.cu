@@ -27,16 +27,17 @@ __device__ __forceinline__ void zero_row(T *row, int64_t first, int64_t stride) 
 }
 
 template <class T, bool Vector, class Row>
-__device__ __forceinline__ void store_gradient(T *logits, const Row &row, const LossArguments &a, float lse, int target) {
+__device__ __forceinline__ void store_gradient(T *logits, const Row &row, const LossArguments &a, float maximum, float log_sum,
+                                               int target) {
   const float scale = a.grad_scale[0];
   const float even = a.smoothing / a.V * scale;
-  const float shift = lse * log2_e;
+  const float shift = log_sum * log2_e;
 #pragma unroll 2
   for (int g = threadIdx.x; g < row.groups; g += loss_threads) {
     float x[8];
     row.get(g, x);
 #pragma unroll
-    for (int i = 0; i < 8; i++) x[i] = fmaf(power_of_two(fmaf(x[i], log2_e, -shift)), scale, -even);
+    for (int i = 0; i < 8; i++) x[i] = fmaf(power_of_two(fmaf(x[i] - maximum, log2_e, -shift)), scale, -even);
     // A subtraction for each element: a choice among them would be an index, which moves x to local memory.
     const float peak = target >> 3 == g ? (1.0f - a.smoothing) * scale : 0.0f;
 #pragma unroll
@@ -74,11 +75,12 @@ __global__ __launch_bounds__(loss_threads, 3) void cross_entropy_kernel(T *all_l
   const float at_target = to_float(logits[target]);
   row.wait();
   const SoftmaxPart part = row_softmax<loss_threads, true>(row, parts);
-  const float lse = part.maximum + logf(part.sum);
+  // The maximum is taken off before the logarithm is added: of large logits little else would be left.
+  const float log_sum = logf(part.sum);
   if (threadIdx.x == 0) {
-    const float nll = lse - at_target;
+    const float nll = part.maximum - at_target + log_sum;
     a.nll[r] = nll;
-    a.loss[r] = (1.0f - a.smoothing) * nll + a.smoothing * (lse - part.total / a.V);
+    a.loss[r] = (1.0f - a.smoothing) * nll + a.smoothing * (part.maximum - part.total / a.V + log_sum);
   }
   // The owner of the first group with the maximum knows which of its columns has it first.
   if (a.correct != nullptr && static_cast<int>(threadIdx.x) == part.group % loss_threads) {
@@ -95,7 +97,7 @@ __global__ __launch_bounds__(loss_threads, 3) void cross_entropy_kernel(T *all_l
   }
   if (!a.with_gradient) return;
   if constexpr (!Cached) __syncthreads();
-  store_gradient<T, Vector>(logits, row, a, lse, target);
+  store_gradient<T, Vector>(logits, row, a, part.maximum, log_sum, target);
 }
 
 template <class T, bool Vector, bool Cached>

@@ -103,8 +103,8 @@ export function visibleKeys(i: number, n: number, m: number, keys: number, causa
 /**
  * Attention and its gradients.
  *
- * @param round Rounds each probability (for values and dv) and each gradient of a score, as a kernel of low
- * precision does before its matrix products. None in the reference proper.
+ * @param round Rounds scores, probabilities, the output and the gradients of probabilities and scores, as attention written
+ * out in a 16-bit type does between its operations. None in the reference proper.
  */
 export function solve(problem: Problem, round: (x: number) => number = (x) => x): Solution {
   const { heads, headDim, rowsQ, rowsK } = problem;
@@ -157,12 +157,11 @@ function solveRow(
   const width = heads * D;
   const { query, keys, seen } = row;
   const p = new Float64Array(seen);
-  for (let j = 0; j < seen; j++) p[j] = scale * dot(q, query, k, keys + j * width, D);
+  for (let j = 0; j < seen; j++) p[j] = round(scale * dot(q, query, k, keys + j * width, D));
   const top = p.reduce((a, b) => Math.max(a, b), -Infinity);
   let sum = 0;
   for (let j = 0; j < seen; j++) sum += p[j] = Math.exp((p[j] ?? 0) - top);
   const dp = new Float64Array(seen);
-  let delta = 0;
   for (let j = 0; j < seen; j++) {
     const factor = factors?.[j] ?? 1;
     const probability = (p[j] ?? 0) / sum;
@@ -170,10 +169,10 @@ function solveRow(
     const rounded = round(probability * factor);
     axpy(out, query, rounded, v, keys + j * width, D);
     axpy(dv, keys + j * width, rounded, dout, query, D);
-    const gradient = factor * dot(dout, query, v, keys + j * width, D);
-    dp[j] = gradient;
-    delta += probability * gradient;
+    dp[j] = factor * round(dot(dout, query, v, keys + j * width, D));
   }
+  let delta = 0; // the sum of p dp is dout · out, which is how kernels have it
+  for (let d = 0; d < D; d++) delta += (dout[query + d] ?? 0) * round(out[query + d] ?? 0);
   for (let j = 0; j < seen; j++) {
     const ds = round((p[j] ?? 0) * ((dp[j] ?? 0) - delta)) * scale;
     axpy(dq, query, ds, k, keys + j * width, D);
