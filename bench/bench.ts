@@ -228,7 +228,7 @@ async function runGemm(context: Context, options: Options): Promise<void> {
   ]);
   print(
     `${describeMachine(context)}\n\n${
-      table(["matrix product", "m x n x k", "ms", "speed", "of peak"], body)
+      table(["matrix product", "m x n x k", "ms", "speed", "of peak at the nominal clock"], body)
     }`,
   );
   if (options.csv === undefined) return;
