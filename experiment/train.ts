@@ -210,6 +210,12 @@ function describe(
       `${model.parameterCount.toLocaleString("en")} parameters, attention ${config.attn}, ` +
       `on ${context.device} (${context.info().name})`,
   );
+  const { parameters, activations } = run.memory;
+  const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(2)} GiB`;
+  folder.log(
+    `memory: ${gib(parameters)} for weights and optimizer, about ${gib(activations)} for a step; ` +
+      `${gib(context.info().freeBytes + context.liveBytes)} are there`,
+  );
   const dropped = run.dropped.long > 0
     ? `, ${run.dropped.long} longer than ${config.maxTrainLength} tokens left out`
     : "";

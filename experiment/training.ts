@@ -6,9 +6,18 @@
 
 import { Batcher, type EncodedPairs, encodePairs, type PlanStatistics } from "../data/batching.ts";
 import type { SentencePair } from "../data/formats.ts";
-import { type Batch, evaluateLoss, type StepMetrics, Trainer, type Transformer } from "../models/mod.ts";
+import { ELEMENT_BYTES, OutOfMemoryError } from "../ffi/mod.ts";
+import {
+  type Batch,
+  evaluateLoss,
+  type StepMetrics,
+  Trainer,
+  type TrainingMemory,
+  trainingMemory,
+  type Transformer,
+} from "../models/mod.ts";
 import { type Checkpoint, saveCheckpoint, type TrainState } from "./checkpoint.ts";
-import { DivergedError, nextTurn, note, seconds, UsageError } from "./cli.ts";
+import { DivergedError, EnvironmentError, nextTurn, note, seconds, UsageError } from "./cli.ts";
 import type { Config } from "./config.ts";
 import { Progress } from "./progress.ts";
 import type { RunFolder } from "./run_folder.ts";
@@ -133,6 +142,13 @@ export class TrainingRun implements Disposable {
     return this.#batcher.statistics(this.#state.epoch);
   }
 
+  /** Device memory that training needs, about. */
+  get memory(): TrainingMemory {
+    const { config, model } = this.#parts;
+    const elementBytes = ELEMENT_BYTES[model.context.dtype];
+    return trainingMemory(model.config, batching(config, true).rows, elementBytes);
+  }
+
   /** Goes on from a checkpoint of this run. */
   resume(checkpoint: Checkpoint): void {
     const tensors = trainingTensors(this.#parts.model, checkpoint);
@@ -211,7 +227,18 @@ export class TrainingRun implements Disposable {
       state.epochTokens += batch.sourceTokens + batch.targetTokens;
       batches.push(batch);
     }
-    state.step = this.#trainer.step(batches);
+    try {
+      state.step = this.#trainer.step(batches);
+    } catch (cause) {
+      if (!(cause instanceof OutOfMemoryError)) throw cause;
+      const { batchSentences, batchTokens } = this.#parts.config;
+      const flag = batchSentences > 0
+        ? `--batch-sentences (now ${batchSentences})`
+        : `--batch-tokens (now ${batchTokens})`;
+      throw new EnvironmentError(`Cannot take a step as the device has no more memory: lower ${flag}`, {
+        cause,
+      });
+    }
     state.batch += count;
   }
 

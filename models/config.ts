@@ -126,3 +126,30 @@ export function trainingFlops(
   const scores = config.encoderLayers * M * M + config.decoderLayers * (N * N / 2 + N * M);
   return B * (6 * (weightsOfSource * M + weightsOfTarget * N) + 12 * scores * C);
 }
+
+/** Device memory of training, in bytes. */
+export interface TrainingMemory {
+  /** Weights, master weights, gradients and both moments. */
+  parameters: number;
+  /** Activations and their gradients within a step, about. */
+  activations: number;
+}
+
+/**
+ * What training needs of the device: parameters exactly but for alignment, activations by counting the tensors that a
+ * step makes. `dotscale` needs its matrices of scores besides, quadratic in the sentences' length.
+ *
+ * @param rows The most rows of a batch on either side.
+ * @param elementBytes Bytes of an activation: 2 on a GPU, 4 on the CPU.
+ */
+export function trainingMemory(config: ModelConfig, rows: number, elementBytes: number): TrainingMemory {
+  const { width: C, feedForward: F } = config;
+  const weights = elementBytes === 4 ? 0 : elementBytes; // in float the master weights are the weights
+  const encoder = config.encoderLayers * (10 * C + F);
+  const decoder = config.decoderLayers * (16 * C + F + 2 * C);
+  const logits = paddedVocabulary(config.targetVocabulary);
+  return {
+    parameters: parameterCount(config) * (4 * 4 + weights),
+    activations: rows * elementBytes * (2 * (encoder + decoder + 4 * C) + logits),
+  };
+}

@@ -5,7 +5,15 @@
  */
 
 export { type Batch, BOS_ID, type Capacity, capacityOf, EOS_ID, PAD_ID } from "./batch.ts";
-export { checkModelConfig, type ModelConfig, parameterCount, trainingFlops, type Tying } from "./config.ts";
+export {
+  checkModelConfig,
+  type ModelConfig,
+  parameterCount,
+  trainingFlops,
+  type TrainingMemory,
+  trainingMemory,
+  type Tying,
+} from "./config.ts";
 export {
   type BeamOptions,
   beamSearch,
