@@ -119,7 +119,7 @@ async function main(): Promise<void> {
   for (const file of files) {
     const rows = readRows(await Deno.readTextFile(file));
     const columns = Object.keys(rows[0] ?? {});
-    if (columns.includes("attn") && columns.includes("ms")) {
+    if (columns.includes("pass") && columns.includes("ms")) {
       const machine = (await Deno.readTextFile(file)).match(/^# (.*)/)?.[1] ?? "";
       await save(
         file.replace(/\.csv$/, ".svg"),
