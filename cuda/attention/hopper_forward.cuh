@@ -84,6 +84,7 @@ struct Divisor {
 // of every head first: under a causal mask the longest tiles.
 struct ForwardSchedule {
   int tiles, rounds, tiles_per_head, head_group, heads;
+  uint32_t *taken;  // tiles handed out so far; NULL: each pair has its tiles from the start
   Divisor by_group, by_head_group, by_last_group, by_h;  // tiles of a group, heads of one, of the last one, H
 };
 
@@ -126,11 +127,10 @@ __device__ __forceinline__ TileInfo read_info(uint32_t address) {
                   static_cast<int>(b.x), static_cast<int>(b.y), static_cast<int>(b.z), static_cast<int>(b.w)};
 }
 
-// The tile of a round; false: it has no rows. k0: first key row in the tensor.
-template <int Pairs, int Rows, int Keys>
-__device__ __forceinline__ bool find_info(const Problem &p, const ForwardSchedule &schedule, int pair, int round,
-                                          TileInfo &info, int &k0) {
-  const int index = tile_index<Pairs>(pair, round);
+// Tile number `index`; false: it has no rows. k0: first key row in the tensor.
+template <int Rows, int Keys>
+__device__ __forceinline__ bool find_info(const Problem &p, const ForwardSchedule &schedule, int index, TileInfo &info,
+                                          int &k0) {
   if (index >= schedule.tiles) return false;
   const int2 tile = find_tile(schedule, index);
   const int b = schedule.by_h.divide(tile.x);
@@ -221,27 +221,16 @@ struct ForwardShared {
 
 // ---- producer: one warp ----------------------------------------------------------------------------------------------
 
-// Finds the tile of a round and notes it in shared memory; false: there is none.
+// Finds a tile and notes it in shared memory; false: there is none.
 template <class C>
-__device__ __forceinline__ bool note_tile(const Problem &p, const ForwardSchedule &schedule, int pair, int round,
-                                          uint32_t note) {
+__device__ __forceinline__ bool note_tile(const Problem &p, const ForwardSchedule &schedule, int index, uint32_t note) {
   TileInfo info;
   int k0;
-  if (!find_info<C::Pairs, C::Rows, C::Keys>(p, schedule, pair, round, info, k0)) return false;
+  if (!find_info<C::Rows, C::Keys>(p, schedule, index, info, k0)) return false;
   store_shared16(note, make_uint4(info.row, info.rows, info.h, info.blocks));
   store_shared16(note + 16, make_uint4(info.first, info.keys, info.shift, info.head));
   store_shared16(note + 32, make_uint4(k0, 0, 0, 0));
   return true;
-}
-
-// Warpgroups that share a ring run against its end: its slots are refilled at once.
-template <class C>
-__device__ __forceinline__ void barrier_wait_for(uint32_t barrier, uint32_t parity) {
-  if constexpr (C::Groups == 1) {
-    barrier_wait_idly(barrier, parity);
-  } else {
-    barrier_wait(barrier, parity);
-  }
 }
 
 template <class C>
@@ -273,7 +262,7 @@ struct Producer {
 
   __device__ __forceinline__ void load_tile(uint32_t note) {
     const TileInfo info = read_info(note);
-    barrier_wait_idly(shared.q_empty(q.slot), q.parity ^ 1);
+    barrier_wait(shared.q_empty(q.slot), q.parity ^ 1);
     store_shared16(shared.info(q.slot), load_shared16(note));
     store_shared16(shared.info(q.slot) + 16, load_shared16(note + 16));
     load_queries(info);
@@ -284,11 +273,11 @@ struct Producer {
     for (int n = info.blocks - 1; n >= 0; n--) {
       const int rows = min(C::Keys, info.keys - n * C::Keys), row = k0 + n * C::Keys;
       const int bytes = box_bytes<C::Keys, C::Panels>(rows);
-      barrier_wait_for<C>(shared.k_empty(kv.slot), kv.parity ^ 1);
+      barrier_wait(shared.k_empty(kv.slot), kv.parity ^ 1);
       barrier_arrive_expect(shared.k_full(kv.slot), bytes);
       load_rows<C::Keys, C::Panels>(shared.k(kv.slot), &maps.k, &maps.k_small, info.h * C::D, row, rows,
                                     shared.k_full(kv.slot), kv_policy);
-      barrier_wait_for<C>(shared.v_empty(kv.slot), kv.parity ^ 1);
+      barrier_wait(shared.v_empty(kv.slot), kv.parity ^ 1);
       barrier_arrive_expect(shared.v_full(kv.slot), bytes);
       load_rows<C::Keys, C::Panels>(shared.v(kv.slot), &maps.v, &maps.v_small, info.h * C::D, row, rows,
                                     shared.v_full(kv.slot), kv_policy);
@@ -296,12 +285,21 @@ struct Producer {
     }
   }
 
-  // The tiles of 32 rounds at a time: found by all lanes, loaded in order by lane 0.
+  // The tiles of 32 rounds at a time: found by all lanes, loaded in order by lane 0. Where tiles are handed out as blocks
+  // come for them, lane 0 takes one at a time.
   __device__ __forceinline__ void run(const ForwardSchedule &schedule) {
     const int lane = threadIdx.x % 32;
 #pragma unroll 1
-    for (int first = 0; first < schedule.rounds; first += 32) {
-      uint32_t noted = __ballot_sync(0xffffffffu, note_tile<C>(p, schedule, pair, first + lane, shared.noted(lane)));
+    for (int first = 0;; first += 32) {
+      int index = schedule.tiles;
+      if (schedule.taken == nullptr) {
+        if (first >= schedule.rounds) break;
+        index = tile_index<C::Pairs>(pair, first + lane);
+      } else {
+        if (lane == 0) index = static_cast<int>(atomicAdd(schedule.taken, 1u));
+        if (uniform(index) >= schedule.tiles) break;
+      }
+      uint32_t noted = __ballot_sync(0xffffffffu, note_tile<C>(p, schedule, index, shared.noted(lane)));
       __syncwarp();
       if (lane == 0) {
 #pragma unroll 1
@@ -848,6 +846,27 @@ inline fa_status make_forward_maps(fa_ctx *ctx, const fa_attention_args &a, int 
   return make_tensor_map(ctx, &maps->v_small, a.v, a.rows_k, columns, a.v_stride, kSmallBox, a.dtype);
 }
 
+// Tiles under a causal mask differ in length. In what order, and whether blocks take them as they come (which costs the
+// clearing of a counter) or by a fixed share.
+struct Order {
+  int64_t head_group;
+  bool by_turns;
+};
+
+constexpr int64_t kForwardWorkspaceBytes = 256;  // the counter
+inline bool may_take_turns(const fa_attention_args &a) { return a.causal && a.max_k >= 1536; }
+
+inline Order choose_order(const fa_ctx *ctx, const fa_attention_args &a, int64_t heads, int64_t tiles_per_head, int pairs) {
+  if (!a.causal) return {1, false};
+  const int64_t head_bytes = static_cast<int64_t>(a.max_k) * a.D * 4 + 1;  // K and V
+  const int64_t fitting = std::max<int64_t>(1, ctx->l2_bytes / 2 / head_bytes);
+  if (heads <= fitting) return {heads, false};
+  // A forward and a backward round over whole heads even out.
+  if (tiles_per_head % 2 == 0 && 2 * tiles_per_head <= ctx->sm_count) return {1, false};
+  if (pairs > 1 || !may_take_turns(a)) return {fitting, false};
+  return {std::min<int64_t>(4, std::max<int64_t>(1, fitting / 2)), true};
+}
+
 template <class C>
 fa_status launch_forward(fa_ctx *ctx, const fa_attention_args &a) {
   if (a.rows_q == 0) return FA_OK;
@@ -855,18 +874,22 @@ fa_status launch_forward(fa_ctx *ctx, const fa_attention_args &a) {
   FA_TRY(make_forward_maps(ctx, a, C::Keys, &maps));
   const int64_t tiles_per_head = ceil_div(a.max_q, C::Rows), tiles = heads_of(a) * tiles_per_head;
   FA_TRY(check_grid(ctx, tiles));
-  // Under a causal mask, as many heads together as fit half of L2 with K and V; else tiles are alike and go head by head.
-  const int64_t head_bytes = static_cast<int64_t>(a.max_k) * a.D * 4 + 1;
-  const int64_t together = a.causal ? std::max<int64_t>(1, ctx->l2_bytes / 2 / head_bytes) : 1;
   const int64_t most = static_cast<int64_t>(ctx->sm_count) * C::Blocks;
   const unsigned grid = static_cast<unsigned>(std::max<int64_t>(1, std::min(most, ceil_div(tiles, C::Pairs))));
-  const int64_t heads = std::max<int64_t>(heads_of(a), 1), head_group = std::min(together, heads);
+  const int64_t heads = std::max<int64_t>(heads_of(a), 1);
+  const Order order = choose_order(ctx, a, heads, tiles_per_head, C::Pairs);
+  const int64_t head_group = std::min(order.head_group, heads);
   ForwardSchedule schedule;
   schedule.tiles = static_cast<int>(tiles);
   schedule.rounds = static_cast<int>(ceil_div(tiles, static_cast<int64_t>(grid) * C::Pairs));
   schedule.tiles_per_head = static_cast<int>(std::max<int64_t>(tiles_per_head, 1));
   schedule.head_group = static_cast<int>(head_group);
   schedule.heads = static_cast<int>(heads);
+  schedule.taken = nullptr;
+  if (order.by_turns && a.workspace != nullptr && a.workspace_bytes >= kForwardWorkspaceBytes) {
+    schedule.taken = static_cast<uint32_t *>(a.workspace);
+    FA_TRY(FA_CUDA(ctx, cudaMemsetAsync(schedule.taken, 0, sizeof(uint32_t), ctx->stream)));
+  }
   schedule.by_group = Divisor(head_group * schedule.tiles_per_head);
   schedule.by_head_group = Divisor(head_group);
   schedule.by_last_group = Divisor(std::max<int64_t>(heads % head_group, 1));

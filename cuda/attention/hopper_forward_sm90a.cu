@@ -5,30 +5,42 @@
 namespace fa::hopper {
 namespace {
 
-// Shapes, named by pairs x warpgroups of 64 rows and keys of a step. One score buffer, no polynomials: see the notes on
-// what else was measured in cuda/README.md.
+// One score buffer, no polynomials: cuda/README.md says what else was measured.
 template <class T, int D, int Pairs, int Groups, int Keys, int Stages, bool Dropout>
 fa_status run(fa_ctx *ctx, const fa_attention_args &args) {
   return launch_forward<ForwardConfig<T, D, Pairs, Groups, Keys, Stages, 2, 1, false, 0, Dropout>>(ctx, args);
 }
 
-// Four warpgroups that share K and V, or four pairs that take 64-row tiles on their own? The first where sequences fill
-// tiles of 256 rows and there are enough of those for every multiprocessor.
-bool shares_keys(const fa_ctx *ctx, const fa_attention_args &args) {
+// D 64: how many of the four warpgroups of a block share K and V, and with that the rows of a tile: 256, 128 or 64. Small
+// tiles for sequences of varied lengths, for those that leave large tiles half empty, and where there are too few tiles.
+int sharing_groups(const fa_ctx *ctx, const fa_attention_args &args) {
   const int64_t tiles = ceil_div(args.max_q, 256);
-  if (tiles * heads_of(args) < ctx->sm_count) return false;
-  if (args.rows_q < static_cast<int64_t>(args.B) * args.max_q * 3 / 4) return false;  // of varied lengths
-  const bool fills = args.max_q * 10 > tiles * 256 * 9;
-  return args.max_q > 1536 || (args.max_q > 448 ? fills : args.causal != 0);
+  const bool varied = args.rows_q < static_cast<int64_t>(args.B) * args.max_q * 3 / 4;
+  if (varied || tiles * heads_of(args) < ctx->sm_count) return 1;
+  const bool fills = args.max_q * 10ll > tiles * 256 * 9;
+  return fills || args.max_q > 1536 || args.max_q <= 448 ? 4 : 2;
+}
+
+template <class T>
+fa_status run_wide(fa_ctx *ctx, const fa_attention_args &args) {
+  if (args.dropout > 0.0f) return run<T, 128, 1, 2, 64, 3, true>(ctx, args);
+  if (args.causal && args.max_q <= 1280) return run<T, 128, 1, 2, 128, 2, false>(ctx, args);
+  return run<T, 128, 1, 3, 64, 3, false>(ctx, args);
+}
+
+template <class T>
+fa_status run_narrow(fa_ctx *ctx, const fa_attention_args &args) {
+  if (args.dropout > 0.0f) return run<T, 64, 3, 1, 64, 3, true>(ctx, args);
+  switch (sharing_groups(ctx, args)) {
+    case 4: return run<T, 64, 1, 4, 64, 6, false>(ctx, args);
+    case 2: return run<T, 64, 2, 2, 64, 4, false>(ctx, args);
+    default: return run<T, 64, 4, 1, 64, 2, false>(ctx, args);
+  }
 }
 
 template <class T>
 fa_status run_typed(fa_ctx *ctx, const fa_attention_args &args) {
-  const bool dropout = args.dropout > 0.0f;
-  if (args.D == 128) return dropout ? run<T, 128, 1, 2, 64, 3, true>(ctx, args) : run<T, 128, 1, 2, 128, 2, false>(ctx, args);
-  if (dropout) return run<T, 64, 3, 1, 64, 3, true>(ctx, args);
-  if (shares_keys(ctx, args)) return run<T, 64, 1, 4, 64, 6, false>(ctx, args);
-  return run<T, 64, 4, 1, 64, 2, false>(ctx, args);
+  return args.D == 128 ? run_wide<T>(ctx, args) : run_narrow<T>(ctx, args);
 }
 
 }  // namespace
@@ -37,7 +49,9 @@ bool forward_supported(const fa_ctx *, const fa_attention_args &args) {
   return (args.D == 64 || args.D == 128) && (args.dtype == FA_BF16 || args.dtype == FA_F16);
 }
 
-int64_t forward_workspace_bytes(const fa_ctx *, const fa_attention_args &) { return 0; }
+int64_t forward_workspace_bytes(const fa_ctx *, const fa_attention_args &args) {
+  return may_take_turns(args) ? kForwardWorkspaceBytes : 0;
+}
 
 fa_status forward(fa_ctx *ctx, const fa_attention_args &args) {
   return args.dtype == FA_BF16 ? run_typed<__nv_bfloat16>(ctx, args) : run_typed<__half>(ctx, args);

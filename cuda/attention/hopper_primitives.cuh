@@ -62,11 +62,6 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
   }
 }
 
-// The same for a thread that has time: leaves the issue slots to others.
-__device__ __forceinline__ void barrier_wait_idly(uint32_t barrier, uint32_t parity) {
-  while (!barrier_try_wait(barrier, parity)) __nanosleep(32);
-}
-
 // Named barrier among `threads` threads, whole warps. Id 0 is __syncthreads.
 __device__ __forceinline__ void named_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
