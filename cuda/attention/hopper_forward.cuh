@@ -1,225 +1,25 @@
-// The forward kernel on Hopper. Blocks stay and take tiles in turn: a producer thread keeps a ring of K and V tiles and the
-// next Q full by TMA; each consumer warpgroup owns 64 query rows, holds S, P and O in registers and walks the keys from the
-// last to the first, so that only its first steps test masks.
+// The forward kernel on Hopper. Blocks stay and take tiles in turn: a producer warp keeps a ring of K and V tiles and
+// the next Q full by TMA; each consumer warpgroup owns 64 query rows, holds S, P and O in registers and walks the
+// keys from the last to the first, so that only its first steps test masks. hopper_forward_tiles.cuh has the order of
+// the tiles and the layout of shared memory, hopper_forward_softmax.cuh the arithmetic of a step; this file the roles
+// and the launch.
 //
-// With two score buffers, the products of step t + 1 (S' = Q K'^T) and of step t - 1 (O += P V) are in flight while the
-// softmax of step t runs: the softmax never waits for the tensor cores unless they are behind. With one, a warpgroup waits
-// for its products and others fill the time.
-//
-// The row maximum is taken in the first step of a tile and in steps with masked scores alone. Softmax needs no more than a
-// reference m per row that keeps 2^(s - m) in range, so a later step goes by the reference it finds and looks at the sum of
-// its exponentials: where that has left the range, the step is done again from its scores, which are still there, with
-// their maximum. The result is the same; a quarter of the work of nearly every step is gone. Where a maximum is taken, the
-// reference moves only if that has grown by more than 8 (base 2), so that O is seldom rescaled.
+// A warpgroup waits for its products (O += P V of one step and S = Q K^T of the next, in one go) and the others fill
+// the time: three or four on a multiprocessor keep the tensor cores and the exponential unit busy without further
+// ceremony.
 #ifndef FLASHATTN_HOPPER_FORWARD_CUH
 #define FLASHATTN_HOPPER_FORWARD_CUH
 
-#include "hopper_primitives.cuh"
-#include "hopper_tensor_map.cuh"
-#include "hopper_wgmma.cuh"
 #include <algorithm>
 
-#include "problem.cuh"
+#include "hopper_forward_softmax.cuh"
+#include "hopper_forward_tiles.cuh"
+#include "hopper_tensor_map.cuh"
+#include "hopper_wgmma.cuh"
 
 namespace fa::hopper {
 
-constexpr float kNoMaximum = -1e30f;  // reference of a row that has seen no key
-constexpr float kMaximumSlack = 8.0f;
-
-// Largest sum of a thread's exponentials of a step that is taken as it is: well inside the range of P's type.
-template <class T>
-constexpr float kSumLimit = std::is_same_v<T, __half> ? 32768.0f : 16777216.0f;
-
-constexpr int kSmallBox = 16;  // rows of a box where less than a whole tile exists
-
-// Pairs: teams of a producer warp and its consumers in a block; they share nothing. Groups: consumer warpgroups of a pair,
-// 64 query rows each. Keys: keys of a step. Stages, QStages: depth of the K/V ring, Q
-// tiles. Blocks: blocks per multiprocessor. PolyShare: of 8 exponentials, how many are polynomials rather than the special
-// unit's.
-template <class T_, int D_, int Pairs_, int Groups_, int Keys_, int Stages_, int QStages_, int Blocks_, bool TwoScores_,
-          int PolyShare_, bool Dropout_>
-struct ForwardConfig {
-  using T = T_;
-  static constexpr int D = D_, Pairs = Pairs_, Groups = Groups_, Keys = Keys_, Stages = Stages_, QStages = QStages_, Blocks = Blocks_;
-  static constexpr bool TwoScores = TwoScores_, Dropout = Dropout_;
-  static constexpr int PolyShare = PolyShare_;
-  static constexpr int Panels = D / kPanelColumns;
-  static constexpr int Rows = 64 * Groups;
-  static constexpr int Consumers = Pairs * Groups;  // warpgroups of a block
-  static constexpr int ProducerThreads = Consumers == 1 ? 32 : 128;
-  static constexpr int Threads = Consumers * 128 + ProducerThreads;
-  static constexpr int QGroupBytes = 64 * kRowBytes * Panels;
-  static constexpr int QBytes = QGroupBytes * Groups;
-  static constexpr int TilePanelBytes = Keys * kRowBytes;
-  static constexpr int TileBytes = TilePanelBytes * Panels;
-  static constexpr int Barriers = 4 * Stages + 2 * QStages;
-  static constexpr int KOffset = QStages * QBytes, VOffset = KOffset + Stages * TileBytes;
-  static constexpr int BarrierOffset = VOffset + Stages * TileBytes, InfoOffset = BarrierOffset + 256;
-  static constexpr int NoteOffset = InfoOffset + QStages * 32;
-  static constexpr int PairBytes = (NoteOffset + 32 * 48 + 1023) / 1024 * 1024;
-  static constexpr int SharedBytes = Pairs * PairBytes + 1024;  // 1024: room to align
-  static_assert(Pairs <= 4, "the producer warpgroup has a warp for each pair");
-  static_assert(Barriers * 8 <= 256 && Keys % 16 == 0 && D % kPanelColumns == 0);
-  static_assert(!Dropout || Keys % 32 == 0, "a dropout call serves 32 keys");
-};
-
-struct ForwardMaps {
-  CUtensorMap q, q_small, k, k_small, v, v_small;
-};
-
-// Division of 0 .. 2^31 - 1 by a number known to the host: a multiplication and a shift (Granlund and Montgomery 1994).
-struct Divisor {
-  uint32_t multiplier = 0, shift = 0;
-  Divisor() = default;
-  explicit Divisor(int64_t d) {
-    while ((int64_t{1} << shift) < d) shift++;
-    multiplier = static_cast<uint32_t>(((int64_t{1} << 32) * ((int64_t{1} << shift) - d)) / d + 1);
-  }
-  __device__ __forceinline__ int divide(int n) const {
-    return static_cast<int>((__umulhi(multiplier, n) + static_cast<uint32_t>(n)) >> shift);
-  }
-};
-
-// Tiles in the order they are taken: heads in groups of `head_group` (whose K and V stay in L2), in a group the last rows
-// of every head first: under a causal mask the longest tiles.
-struct ForwardSchedule {
-  int tiles, rounds, tiles_per_head, head_group, heads;
-  uint32_t *taken;  // tiles handed out so far; NULL: each pair has its tiles from the start
-  Divisor by_group, by_head_group, by_last_group, by_h;  // tiles of a group, heads of one, of the last one, H
-};
-
-// What a consumer must know of a tile; the producer leaves it beside Q.
-struct alignas(16) TileInfo {
-  int row;     // first query row in the tensor
-  int rows;    // that exist
-  int h;       // head
-  int blocks;  // steps over the keys; < 0: no more tiles
-  int first;   // first query row in the sequence
-  int keys;    // that count
-  int shift;   // query i sees keys j <= i + shift; large without a causal mask
-  int head;    // b * H + h
-};
-
-__device__ __forceinline__ int2 find_tile(const ForwardSchedule &s, int index) {  // {head, tile of the head}
-  const int group = s.by_group.divide(index), first_head = group * s.head_group;
-  const int rest = index - first_head * s.tiles_per_head;
-  const bool last = first_head + s.head_group > s.heads;
-  const int heads = last ? s.heads - first_head : s.head_group;
-  const int tile = last ? s.by_last_group.divide(rest) : s.by_head_group.divide(rest);
-  return make_int2(first_head + rest - tile * heads, s.tiles_per_head - 1 - tile);
-}
-
-// Round r of pair `pair`: every second round runs backwards, so that no pair always gets the longer tiles.
-template <int Pairs>
-__device__ __forceinline__ int tile_index(int pair, int round) {
-  const int all = gridDim.x * Pairs, mine = pair * gridDim.x + blockIdx.x;
-  return round * all + ((round & 1) ? all - 1 - mine : mine);
-}
-
-// Keys that queries first .. last see, of `keys`.
-__device__ __forceinline__ int keys_until(const TileInfo &info, int last) {
-  return max(min(info.keys, last + info.shift + 1), 0);
-}
-
-__device__ __forceinline__ TileInfo read_info(uint32_t address) {
-  const uint4 a = load_shared16(address), b = load_shared16(address + 16);
-  return TileInfo{static_cast<int>(a.x), static_cast<int>(a.y), static_cast<int>(a.z), static_cast<int>(a.w),
-                  static_cast<int>(b.x), static_cast<int>(b.y), static_cast<int>(b.z), static_cast<int>(b.w)};
-}
-
-// Tile number `index`; false: it has no rows. k0: first key row in the tensor.
-template <int Rows, int Keys>
-__device__ __forceinline__ bool find_info(const Problem &p, const ForwardSchedule &schedule, int index, TileInfo &info,
-                                          int &k0) {
-  if (index >= schedule.tiles) return false;
-  const int2 tile = find_tile(schedule, index);
-  const int b = schedule.by_h.divide(tile.x);
-  const Sequence s = find_sequence(p.a, b);
-  info.first = tile.y * Rows;
-  if (info.first >= s.nq) return false;
-  info.row = s.q0 + info.first;
-  info.rows = min(Rows, s.nq - info.first);
-  info.h = tile.x - b * p.a.H;
-  info.head = tile.x;
-  info.keys = s.keys;
-  info.shift = p.a.causal ? s.shift : INT32_MAX / 2;
-  info.blocks = (keys_until(info, info.first + info.rows - 1) + Keys - 1) / Keys;
-  k0 = s.k0;
-  return true;
-}
-
-// `rows` rows (1 to Full) at (column, row) by one whole box or as many small ones as hold them.
-template <int Full, int Panels>
-__device__ __forceinline__ int box_bytes(int rows) {
-  return Panels * kRowBytes * (rows > Full - kSmallBox ? Full : (rows + kSmallBox - 1) / kSmallBox * kSmallBox);
-}
-template <int Full, int Panels>
-__device__ __forceinline__ void load_rows(uint32_t destination, const CUtensorMap *whole, const CUtensorMap *small,
-                                          int column, int row, int rows, uint32_t barrier, uint64_t policy) {
-#pragma unroll
-  for (int panel = 0; panel < Panels; panel++) {
-    const uint32_t to = destination + panel * Full * kRowBytes;
-    const int from = column + panel * kPanelColumns;
-    if (rows > Full - kSmallBox) {
-      load_box(to, whole, from, row, barrier, policy);
-    } else {
-#pragma unroll 1
-      for (int r = 0; r < rows; r += kSmallBox) load_box(to + r * kRowBytes, small, from, row + r, barrier, policy);
-    }
-  }
-}
-
-// Position in a ring of `Depth` slots, and the parity of its present use.
-template <int Depth>
-struct Ring {
-  int slot = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void next() {
-    if (++slot == Depth) {
-      slot = 0;
-      parity ^= 1;
-    }
-  }
-  // Tells the compiler that the warp agrees, after a loop or branch of whose condition it cannot know that.
-  __device__ __forceinline__ void settle() {
-    slot = uniform(slot);
-    parity = uniform(parity);
-  }
-  __device__ __forceinline__ int slot_before() const { return slot == 0 ? Depth - 1 : slot - 1; }
-};
-
-// Shared memory of a pair, as addresses.
-template <class C>
-struct ForwardShared {
-  uint32_t base;
-  __device__ __forceinline__ uint32_t q(int slot) const { return base + slot * C::QBytes; }
-  __device__ __forceinline__ uint32_t k(int slot) const { return base + C::KOffset + slot * C::TileBytes; }
-  __device__ __forceinline__ uint32_t v(int slot) const { return base + C::VOffset + slot * C::TileBytes; }
-  __device__ __forceinline__ uint32_t barrier(int i) const { return base + C::BarrierOffset + i * 8; }
-  __device__ __forceinline__ uint32_t k_full(int slot) const { return barrier(slot); }
-  __device__ __forceinline__ uint32_t k_empty(int slot) const { return barrier(C::Stages + slot); }
-  __device__ __forceinline__ uint32_t v_full(int slot) const { return barrier(2 * C::Stages + slot); }
-  __device__ __forceinline__ uint32_t v_empty(int slot) const { return barrier(3 * C::Stages + slot); }
-  __device__ __forceinline__ uint32_t q_full(int slot) const { return barrier(4 * C::Stages + slot); }
-  __device__ __forceinline__ uint32_t q_empty(int slot) const { return barrier(4 * C::Stages + C::QStages + slot); }
-  __device__ __forceinline__ uint32_t info(int slot) const { return base + C::InfoOffset + slot * 32; }
-  __device__ __forceinline__ void init_barriers() const {
-    for (int i = 0; i < C::Stages; i++) {
-      barrier_init(k_full(i), 1);
-      barrier_init(v_full(i), 1);
-      barrier_init(k_empty(i), 4 * C::Groups);
-      barrier_init(v_empty(i), 4 * C::Groups);
-    }
-    for (int i = 0; i < C::QStages; i++) {
-      barrier_init(q_full(i), 1);
-      barrier_init(q_empty(i), 4 * C::Groups);
-    }
-    barrier_init_fence();
-  }
-  __device__ __forceinline__ uint32_t noted(int lane) const { return base + C::NoteOffset + lane * 48; }
-};
-
-// ---- producer: one warp ----------------------------------------------------------------------------------------------
+// ---- producer: one warp -------------------------------------------------------------------------------------------
 
 // Finds a tile and notes it in shared memory; false: there is none.
 template <class C>
@@ -285,8 +85,8 @@ struct Producer {
     }
   }
 
-  // The tiles of 32 rounds at a time: found by all lanes, loaded in order by lane 0. Where tiles are handed out as blocks
-  // come for them, lane 0 takes one at a time.
+  // The tiles of 32 rounds at a time: found by all lanes, loaded in order by lane 0. Where tiles are handed out as
+  // blocks come for them, lane 0 takes one at a time.
   __device__ __forceinline__ void run(const ForwardSchedule &schedule) {
     const int lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -315,103 +115,7 @@ struct Producer {
   }
 };
 
-// ---- consumer: one warpgroup ----------------------------------------------------------------------------------------
-
-// 2^x for x <= 8 on the arithmetic units: relative error 1e-4, not below 2^-125.
-__device__ __forceinline__ float exp2_polynomial(float x) {
-  x = fmaxf(x, -125.0f);
-  const float shifted = x + 12582912.0f;  // 1.5 * 2^23: the nearest integer lands in the low bits
-  const float f = x - (shifted - 12582912.0f);
-  const float y = fmaf(fmaf(fmaf(0.05517157f, f, 0.24261111f), f, 0.69326100f), f, 0.99992807f);
-  return __int_as_float(__float_as_int(y) + (__float_as_int(shifted) << 23));
-}
-
-// State of the two rows of a thread.
-struct SoftmaxRows {
-  float reference[2];  // in units of log2
-  float sum[2];        // this thread's share
-  float rescale[2];
-};
-
-template <int Keys>
-__device__ __forceinline__ void mask_scores(float (&s)[Keys / 2], int limit0, int limit1) {
-#pragma unroll
-  for (int j = 0; j < Keys / 8; j++) {
-#pragma unroll
-    for (int c = 0; c < 2; c++) {
-      if (8 * j + c >= limit0) s[4 * j + c] = -INFINITY;
-      if (8 * j + c >= limit1) s[4 * j + 2 + c] = -INFINITY;
-    }
-  }
-}
-
-// Moves the references up where a row's maximum asks for it. True (for the whole warp): O must be rescaled.
-template <int Keys>
-__device__ __forceinline__ bool update_reference(const float (&s)[Keys / 2], SoftmaxRows &rows, float scale_log2) {
-  float top[2];
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    float chain[4] = {s[2 * r], s[2 * r + 1], s[4 + 2 * r], s[5 + 2 * r]};
-#pragma unroll
-    for (int j = 2; j < Keys / 8; j++) {
-#pragma unroll
-      for (int c = 0; c < 2; c++) chain[j % 2 * 2 + c] = fmaxf(chain[j % 2 * 2 + c], s[4 * j + 2 * r + c]);
-    }
-    top[r] = fmaxf(fmaxf(chain[0], chain[1]), fmaxf(chain[2], chain[3]));
-  }
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 1));
-    top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 2)) * scale_log2;
-  }
-  const bool grown = top[0] > rows.reference[0] + kMaximumSlack || top[1] > rows.reference[1] + kMaximumSlack;
-  if (!__any_sync(0xffffffffu, grown)) return false;
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    const float reference = fmaxf(rows.reference[r], top[r]);
-    rows.rescale[r] = exp2_fast(rows.reference[r] - reference);
-    rows.reference[r] = reference;
-    rows.sum[r] *= rows.rescale[r];
-  }
-  return true;
-}
-
-// p = 2^(s * scale - reference), packed; sums: those of the exponentials per row. `dropout` zeros what it drops of p, not
-// of the sums; the scale of what is kept is applied to O at the end. `row`: the thread's first row in the sequence,
-// `column`: its first key of this step, with dropout a multiple of 32 plus 0 to 6.
-template <class C, int Keys>
-__device__ __forceinline__ void exponentials(const float (&s)[Keys / 2], uint32_t (&p)[Keys / 4], float (&sums)[2],
-                                             const SoftmaxRows &rows, float scale_log2, const Dropout &dropout, int row,
-                                             int column, int head) {
-  float partial[2][2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};
-  uint4 words[2];
-#pragma unroll
-  for (int j = 0; j < Keys / 8; j++) {
-    if constexpr (C::Dropout) {
-      if (j % 4 == 0) {
-        words[0] = dropout.score_group(row, column + 8 * j, head);
-        words[1] = dropout.score_group(row, column + 8 * j + 1, head);
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      float e[2];
-#pragma unroll
-      for (int c = 0; c < 2; c++) {
-        const float x = fmaf(s[4 * j + 2 * r + c], scale_log2, -rows.reference[r]);
-        const bool polynomial = C::PolyShare > 0 && (j * 2 + c) % 8 >= 8 - C::PolyShare;
-        e[c] = polynomial ? exp2_polynomial(x) : exp2_fast(x);
-        partial[r][c] += e[c];
-        if constexpr (C::Dropout) {
-          if (!dropout.keep(words[c], 4 * r + j % 4)) e[c] = 0.0f;
-        }
-      }
-      p[2 * j + r] = pack2<typename C::T>(e[0], e[1]);
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < 2; r++) sums[r] = partial[r][0] + partial[r][1];
-}
+// ---- consumer: one warpgroup --------------------------------------------------------------------------------------
 
 template <class C>
 struct Consumer {
@@ -436,7 +140,13 @@ struct Consumer {
   Dropout dropout;
 
   __device__ __forceinline__ Consumer(const Problem &p, const ForwardShared<C> &shared, int group, int sync_id)
-      : p(p), shared(shared), group(group), sync_id(sync_id), warp(uniform(threadIdx.x / 32 % 4)), lane(threadIdx.x % 32), dropout(p.dropout) {}
+      : p(p),
+        shared(shared),
+        group(group),
+        sync_id(sync_id),
+        warp(uniform(threadIdx.x / 32 % 4)),
+        lane(threadIdx.x % 32),
+        dropout(p.dropout) {}
 
   __device__ __forceinline__ void release(uint32_t barrier) const {
     if (lane == 0) barrier_arrive(barrier);
@@ -502,7 +212,8 @@ struct Consumer {
 
   // Scores of step `block` to probabilities. True: O must be rescaled.
   template <int Keys>
-  __device__ __forceinline__ bool softmax(float (&s)[Keys / 2], uint32_t (&probability)[Keys / 4], int block, bool first) {
+  __device__ __forceinline__ bool softmax(float (&s)[Keys / 2], uint32_t (&probability)[Keys / 4], int block,
+                                          bool first) {
     if (kSkipIdle && idle) return false;
     const int column = block * C::Keys + lane % 4 * 2;
     const bool masked = block * C::Keys + Keys > unmasked;
@@ -526,57 +237,10 @@ struct Consumer {
     for (int i = 0; i < C::D / 2; i++) o[i] *= rows.rescale[(i >> 1) & 1];
   }
 
-  // Step `block`, whose scores are on their way to `s`: starts the next scores, does the softmax, starts O += P V.
-  template <bool HasNext>
-  __device__ __forceinline__ void step(float (&s)[C::Keys / 2], float (&next)[C::Keys / 2],
-                                       uint32_t (&probability)[C::Keys / 4], int block, bool first) {
-    const Ring<C::Stages> here = kv;
-    kv.next();
-    if constexpr (HasNext) {
-      start_scores<C::Keys>(next);
-      product_wait<2>();
-    } else {
-      product_wait<1>();
-    }
-    keep(s);
-    keep(probability);  // of two steps before: read by a product until here
-    release(shared.k_empty(here.slot));
-    const bool rescale = softmax<C::Keys>(s, probability, block, first);
-    product_wait<HasNext ? 1 : 0>();
-    keep(o);
-    if (!first) release(shared.v_empty(here.slot_before()));
-    if (rescale) rescale_output();
-    start_output<C::Keys>(probability, here);
-  }
-
   __device__ __forceinline__ void finish_output() {
     product_wait<0>();
     keep(o);
     release(shared.v_empty(kv.slot_before()));
-  }
-
-  // All steps of a tile, blocks - 1 down to 0, with two score buffers.
-  __device__ __forceinline__ void walk_two(int blocks) {
-    float s0[C::Keys / 2], s1[C::Keys / 2];
-    uint32_t p0[C::Keys / 4] = {}, p1[C::Keys / 4] = {};
-    keep(o);  // zeroed before the first product is on its way
-    start_scores<C::Keys>(s0);
-    product_commit();  // stands for the output of a step before the first
-    complete_values(kv, blocks - 1, C::Keys);
-    int block = blocks - 1;
-    for (; block >= 2; block -= 2) {
-      step<true>(s0, s1, p0, block, block == blocks - 1);
-      step<true>(s1, s0, p1, block - 1, false);
-    }
-    if (block == 1) {
-      step<true>(s0, s1, p0, 1, blocks == 2);
-      step<false>(s1, s0, p1, 0, false);
-    } else {
-      step<false>(s0, s1, p0, 0, blocks == 1);
-    }
-    finish_output();
-    keep(p0);
-    keep(p1);
   }
 
   // The first step where it sees fewer than C::Keys keys: by products of Keys, the least multiple that holds them.
@@ -596,9 +260,8 @@ struct Consumer {
     keep(probability);
   }
 
-  // All steps of a tile with one score buffer: the products of a warpgroup do not overlap its softmax. `seen`: keys that
-  // the warpgroup's last row sees.
-  __device__ __forceinline__ void walk_one(int blocks, int seen) {
+  // All steps of a tile. `seen`: keys that the warpgroup's last row sees.
+  __device__ __forceinline__ void walk(int blocks, int seen) {
     constexpr int kShort = C::Keys / 4 % 16 == 0 && C::Groups != 3 && !C::Dropout ? C::Keys / 4 : C::Keys;
     keep(o);
     int block = blocks - 1;
@@ -692,8 +355,9 @@ struct Consumer {
       const int row = lane % 16, chunk = i % 4 * 2 + lane / 16;
       const uint32_t address = mine + i / 4 * 64 * kRowBytes + row * kRowBytes + ((chunk ^ (row & 7)) << 4);
       const float *x = o + 8 * i;
-      store_matrices(address, pack2<T>(x[0] * factor[0], x[1] * factor[0]), pack2<T>(x[2] * factor[1], x[3] * factor[1]),
-                     pack2<T>(x[4] * factor[0], x[5] * factor[0]), pack2<T>(x[6] * factor[1], x[7] * factor[1]));
+      store_matrices(address, pack2<T>(x[0] * factor[0], x[1] * factor[0]),
+                     pack2<T>(x[2] * factor[1], x[3] * factor[1]), pack2<T>(x[4] * factor[0], x[5] * factor[0]),
+                     pack2<T>(x[6] * factor[1], x[7] * factor[1]));
     }
     __syncwarp();
     T *out = head_row<T>(p.a.out, info.row + group * 64 + warp * 16, p.a.out_stride, info.h, C::D);
@@ -742,11 +406,7 @@ struct Consumer {
     const uint32_t q_tile = shared.q(slot) + group * C::QGroupBytes;
     if (blocks > 0) {
       q_descriptor = descriptor_k_major(q_tile);
-      if constexpr (C::TwoScores) {
-        walk_two(blocks);
-      } else {
-        walk_one(blocks, seen);
-      }
+      walk(blocks, seen);
     }
     if (existing > 0) {
       write_output(slot, read_info(shared.info(slot)));
@@ -780,7 +440,8 @@ __device__ __forceinline__ void clear_rows_of_no_sequence(const fa_attention_arg
   }
 }
 
-// Fetches the parameters into the constant cache, a line a warp, so that their first uses do not wait one after another.
+// Fetches the parameters into the constant cache, a line a warp, so that their first uses do not wait one after
+// another.
 __device__ __forceinline__ void touch_parameters(const Problem &p, const ForwardSchedule &schedule) {
   constexpr int kLine = 16;  // words
   const int word = threadIdx.x / 32 * kLine;
@@ -791,7 +452,7 @@ __device__ __forceinline__ void touch_parameters(const Problem &p, const Forward
 }
 
 template <class C>
-__global__ void __launch_bounds__(C::Threads, C::Blocks)
+__global__ void __launch_bounds__(C::Threads, 1)
     hopper_forward_kernel(const __grid_constant__ Problem p, const __grid_constant__ ForwardMaps maps,
                           const __grid_constant__ ForwardSchedule schedule) {
   extern __shared__ char dynamic_shared[];
@@ -830,7 +491,7 @@ __global__ void __launch_bounds__(C::Threads, C::Blocks)
   }
 }
 
-// ---- host ------------------------------------------------------------------------------------------------------------
+// ---- host ---------------------------------------------------------------------------------------------------------
 
 inline fa_status make_forward_maps(fa_ctx *ctx, const fa_attention_args &a, int keys, ForwardMaps *maps) {
   const int64_t columns = static_cast<int64_t>(a.H) * a.D;
@@ -856,7 +517,8 @@ struct Order {
 constexpr int64_t kForwardWorkspaceBytes = 256;  // the counter
 inline bool may_take_turns(const fa_attention_args &a) { return a.causal && a.max_k >= 1536; }
 
-inline Order choose_order(const fa_ctx *ctx, const fa_attention_args &a, int64_t heads, int64_t tiles_per_head, int pairs) {
+inline Order choose_order(const fa_ctx *ctx, const fa_attention_args &a, int64_t heads, int64_t tiles_per_head,
+                          int pairs) {
   if (!a.causal) return {1, false};
   const int64_t head_bytes = static_cast<int64_t>(a.max_k) * a.D * 4 + 1;  // K and V
   const int64_t fitting = std::max<int64_t>(1, ctx->l2_bytes / 2 / head_bytes);
@@ -874,7 +536,7 @@ fa_status launch_forward(fa_ctx *ctx, const fa_attention_args &a) {
   FA_TRY(make_forward_maps(ctx, a, C::Keys, &maps));
   const int64_t tiles_per_head = ceil_div(a.max_q, C::Rows), tiles = heads_of(a) * tiles_per_head;
   FA_TRY(check_grid(ctx, tiles));
-  const int64_t most = static_cast<int64_t>(ctx->sm_count) * C::Blocks;
+  const int64_t most = ctx->sm_count;
   const unsigned grid = static_cast<unsigned>(std::max<int64_t>(1, std::min(most, ceil_div(tiles, C::Pairs))));
   const int64_t heads = std::max<int64_t>(heads_of(a), 1);
   const Order order = choose_order(ctx, a, heads, tiles_per_head, C::Pairs);

@@ -5,14 +5,14 @@
 namespace fa::hopper {
 namespace {
 
-// One score buffer, no polynomials: cuda/README.md says what else was measured.
 template <class T, int D, int Pairs, int Groups, int Keys, int Stages, bool Dropout>
 fa_status run(fa_ctx *ctx, const fa_attention_args &args) {
-  return launch_forward<ForwardConfig<T, D, Pairs, Groups, Keys, Stages, 2, 1, false, 0, Dropout>>(ctx, args);
+  return launch_forward<ForwardConfig<T, D, Pairs, Groups, Keys, Stages, Dropout>>(ctx, args);
 }
 
-// D 64: how many of the four warpgroups of a block share K and V, and with that the rows of a tile: 256, 128 or 64. Small
-// tiles for sequences of varied lengths, for those that leave large tiles half empty, and where there are too few tiles.
+// D 64: how many of the four warpgroups of a block share K and V, and with that the rows of a tile: 256, 128 or 64.
+// Small tiles for sequences of varied lengths, for those that leave large tiles half empty, and where there are too
+// few tiles.
 int sharing_groups(const fa_ctx *ctx, const fa_attention_args &args) {
   const int64_t tiles = ceil_div(args.max_q, 256);
   const bool varied = args.rows_q < static_cast<int64_t>(args.B) * args.max_q * 3 / 4;

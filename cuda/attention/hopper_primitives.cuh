@@ -1,8 +1,9 @@
 // What the Hopper kernels are made of: mbarriers, bulk tensor copies, shared-memory matrix descriptors, register
 // reallocation and small fragment helpers. Products are in hopper_wgmma.cuh, tensor maps in hopper_tensor_map.cuh.
 //
-// Tiles. A tile in shared memory is one or more panels of 64 columns of 16 bits: 128 bytes a row, rows one after another,
-// 1024-byte aligned, the 16-byte chunk c of row r at chunk c ^ (r % 8) (the 128-byte swizzle of TMA and wgmma).
+// Tiles. A tile in shared memory is one or more panels of 64 columns of 16 bits: 128 bytes a row, rows one after
+// another, 1024-byte aligned, the 16-byte chunk c of row r at chunk c ^ (r % 8) (the 128-byte swizzle of TMA and
+// wgmma).
 //
 // Threads. A role is a warpgroup (4 warps, the first of index divisible by 4) or one elected lane; every helper says
 // who calls it.
@@ -24,7 +25,7 @@ __device__ __forceinline__ uint32_t shared_address(const void *pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// ---- mbarriers: addresses are shared-memory addresses of 8-byte words ----------------------------------------------
+// ---- mbarriers: addresses are shared-memory addresses of 8-byte words ---------------------------------------------
 
 // One thread, before barrier_init_fence and a __syncthreads.
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
@@ -32,7 +33,9 @@ __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals
 }
 
 // Makes initialised barriers visible to the copy engine (and to the other blocks of a cluster).
-__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void barrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
@@ -70,11 +73,11 @@ __device__ __forceinline__ void named_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Orders this thread's ordinary shared-memory accesses before later ones of the tensor cores and the copy engine. Needed by
-// each writer before the barrier that hands the data over.
+// Orders this thread's ordinary shared-memory accesses before later ones of the tensor cores and the copy engine.
+// Needed by each writer before the barrier that hands the data over.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- bulk copies: one thread issues -----------------------------------------------------------------------------------
+// ---- bulk copies: one thread issues -------------------------------------------------------------------------------
 
 constexpr uint64_t kEvictFirst = 0x12F0000000000000ull;  // L2 policies: data read once, data read again
 constexpr uint64_t kEvictLast = 0x14F0000000000000ull;
@@ -96,8 +99,8 @@ __device__ __forceinline__ void load_box(uint32_t destination, const CUtensorMap
 
 // `bytes` (a multiple of 16, both ends 16-byte aligned) of contiguous memory to shared memory.
 __device__ __forceinline__ void load_bulk(uint32_t destination, const void *source, uint32_t bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(destination),
-               "l"(source), "r"(bytes), "r"(barrier)
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               ::"r"(destination), "l"(source), "r"(bytes), "r"(barrier)
                : "memory");
 }
 
@@ -129,7 +132,7 @@ __device__ __forceinline__ void store_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-// ---- registers: all warps of a warpgroup; the kernel needs __launch_bounds__(threads, 1) -----------------------------
+// ---- registers: all warps of a warpgroup; the kernel needs __launch_bounds__(threads, 1) --------------------------
 
 template <int Count>
 __device__ __forceinline__ void registers_grow() {
@@ -140,17 +143,18 @@ __device__ __forceinline__ void registers_shrink() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
 }
 
-// ---- matrix descriptors of swizzled panels ----------------------------------------------------------------------------
-// start address / 16 in bits 0-13, leading byte offset / 16 in bits 16-29, stride byte offset / 16 in bits 32-45, layout 1
-// (128-byte swizzle) in bits 62-63. The stride is that between groups of 8 rows: 1024 bytes.
+// ---- matrix descriptors of swizzled panels ------------------------------------------------------------------------
+// start address / 16 in bits 0-13, leading byte offset / 16 in bits 16-29, stride byte offset / 16 in bits 32-45,
+// layout 1 (128-byte swizzle) in bits 62-63. The stride is that between groups of 8 rows: 1024 bytes.
 
-// Rows are M or N, columns the summed dimension (Q, K as they lie). Next 16 columns: + 32 bytes; next panel: its address.
+// Rows are M or N, columns the summed dimension (Q, K as they lie). Next 16 columns: + 32 bytes; next panel: its
+// address.
 __device__ __forceinline__ uint64_t descriptor_k_major(uint32_t address) {
   return (1ull << 62) | (64ull << 32) | (1ull << 16) | ((address & 0x3ffffu) >> 4);
 }
 
-// Rows are the summed dimension, columns M or N: the transposed operand (V as it lies). Next 16 rows: + 2048 bytes. More
-// than 64 columns: panels `panel_bytes` apart.
+// Rows are the summed dimension, columns M or N: the transposed operand (V as it lies). Next 16 rows: + 2048 bytes.
+// More than 64 columns: panels `panel_bytes` apart.
 __device__ __forceinline__ uint64_t descriptor_mn_major(uint32_t address, uint32_t panel_bytes) {
   return (1ull << 62) | (64ull << 32) | (static_cast<uint64_t>(panel_bytes >> 4) << 16) | ((address & 0x3ffffu) >> 4);
 }
@@ -165,9 +169,10 @@ __device__ __forceinline__ uint32_t swizzled_offset(int row, int column) {
   return static_cast<uint32_t>(row * kRowBytes + ((((column >> 3) ^ row) & 7) << 4) + (column & 7) * 2);
 }
 
-// ---- fragments ---------------------------------------------------------------------------------------------------------
+// ---- fragments ----------------------------------------------------------------------------------------------------
 // Accumulators of wgmma m64nN: lane l of warp w holds rows 16 w + l / 4 (+ 8) and columns 8 j + 2 (l % 4) (+ 1), as
-// d[4 j + 2 r + c] for row half r and column parity c. Two neighbouring j, packed to 16 bits, are one A operand of k 16.
+// d[4 j + 2 r + c] for row half r and column parity c. Two neighbouring j, packed to 16 bits, are one A operand of k
+// 16.
 
 template <class T>
 __device__ __forceinline__ uint32_t pack2(float low, float high);
@@ -204,8 +209,8 @@ __device__ __forceinline__ float reciprocal_fast(float x) {
 
 // Four 8x8 matrices of 16 bits to shared memory: lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void store_matrices(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c),
-               "r"(d)
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+               ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");
 }
 __device__ __forceinline__ void store_matrices_transposed(uint32_t address, uint32_t a, uint32_t b, uint32_t c,

@@ -17,13 +17,15 @@ inline EncodeTiled find_encode_tiled() {
     cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
     const cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
-    return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<EncodeTiled>(function) : nullptr;
+    const bool usable = error == cudaSuccess && found == cudaDriverEntryPointSuccess;
+    return usable ? reinterpret_cast<EncodeTiled>(function) : nullptr;
   }();
   return encode;
 }
 
-// Map over [rows, columns] of 16-bit elements (FA_BF16 or FA_F16) whose rows lie `stride` elements apart, read or written in
-// boxes of `box_rows` (1 to 256) x 64 columns with the 128-byte swizzle. Parts of a box outside the matrix read as zeros.
+// Map over [rows, columns] of 16-bit elements (FA_BF16 or FA_F16) whose rows lie `stride` elements apart, read or
+// written in boxes of `box_rows` (1 to 256) x 64 columns with the 128-byte swizzle. Parts of a box outside the matrix
+// read as zeros.
 inline fa_status make_tensor_map(fa_ctx *ctx, CUtensorMap *map, const void *base, int64_t rows, int64_t columns,
                                  int64_t stride, int box_rows, int dtype) {
   const EncodeTiled encode = find_encode_tiled();

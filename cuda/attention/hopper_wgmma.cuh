@@ -1,4 +1,5 @@
-// Warpgroup matrix products: m64 x N x k16 of 16-bit operands with float accumulators. All 128 threads of a warpgroup call.
+// Warpgroup matrix products: m64 x N x k16 of 16-bit operands with float accumulators. All 128 threads of a warpgroup
+// call.
 //
 //   product_ss<T, N, TransA, TransB>(d, a, b, accumulate)   A and B by descriptor
 //   product_rs<T, N, TransB>(d, a0, a1, a2, a3, b, accumulate)   A in registers (accumulator layout, packed)
@@ -56,7 +57,8 @@ struct Wgmma;
 #define FA_REGS_96 FA_REGS_88 ", %88, %89, %90, %91, %92, %93, %94, %95"
 #define FA_REGS_104 FA_REGS_96 ", %96, %97, %98, %99, %100, %101, %102, %103"
 #define FA_ACC_OF(i) \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
 #define FA_ACC_8 FA_ACC_OF(0)
 #define FA_ACC_16 FA_ACC_OF(0), FA_ACC_OF(8)
 #define FA_ACC_24 FA_ACC_16, FA_ACC_OF(16)
@@ -126,8 +128,8 @@ __device__ __forceinline__ void product_ss(float (&d)[N / 2], uint64_t a, uint64
   Wgmma<T, N>::template ss<TransA, TransB>(d, a, b, accumulate);
 }
 template <class T, int N, int TransB>
-__device__ __forceinline__ void product_rs(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint64_t b,
-                                           int accumulate) {
+__device__ __forceinline__ void product_rs(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                           uint64_t b, int accumulate) {
   Wgmma<T, N>::template rs<TransB>(d, a0, a1, a2, a3, b, accumulate);
 }
 
