@@ -1,14 +1,62 @@
-// The backward pass on Hopper.
+// The backward pass on Hopper: which kernels serve which problem.
 #include "hopper.cuh"
+#include "hopper_backward_fused.cuh"
+#include "hopper_backward_query.cuh"
+#include "hopper_backward_short.cuh"
 
 namespace fa::hopper {
+namespace {
 
-bool backward_supported(const fa_ctx *, const fa_attention_args &) { return false; }
+// Keys above which the fused kernel is faster than one kernel for dq and one for dk and dv.
+constexpr int kFusedKeys = 256;
 
-int64_t backward_workspace_bytes(const fa_ctx *, const fa_attention_args &) { return 0; }
+bool is_short(const fa_attention_args &args) { return args.max_q <= kShortRows && args.max_k <= kShortRows; }
 
-fa_status backward(fa_ctx *ctx, const fa_attention_args &) {
-  return fail(ctx, FA_UNSUPPORTED, "no Hopper kernel for this shape");
+// The fused kernel alone adds in no fixed order.
+bool is_fused(const fa_attention_args &args) {
+  return args.D == 64 && args.deterministic == 0 && args.max_k > kFusedKeys;
+}
+
+template <class T, bool Dropout>
+fa_status run64(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
+  if (is_short(p.a)) return launch_backward_short<ShortConfig<T, 64, 2, Dropout>>(ctx, p);
+  if (is_fused(p.a)) return launch_backward_fused<FusedConfig<T, 64, 3, Dropout>>(ctx, p, stats);
+  FA_TRY((launch_backward_query<QueryConfig<T, 64, 3, 64, 4, 1, Dropout>>(ctx, p, stats)));
+  return launch_backward_key<KeyConfig<T, 64, 2, Dropout ? 64 : 80, 3, 1, Dropout>>(ctx, p, stats);
+}
+
+template <class T, bool Dropout>
+fa_status run128(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
+  if (is_short(p.a)) return launch_backward_short<ShortConfig<T, 128, 1, Dropout>>(ctx, p);
+  FA_TRY((launch_backward_query<QueryConfig<T, 128, 2, Dropout ? 64 : 80, 2, 1, Dropout>>(ctx, p, stats)));
+  return launch_backward_key<KeyConfig<T, 128, 2, 48, 3, 1, Dropout>>(ctx, p, stats);
+}
+
+template <class T, bool Dropout>
+fa_status run(fa_ctx *ctx, const fa_attention_args &args) {
+  const Problem p = make_problem(args);
+  const RowStats stats = row_stats_at(args, args.workspace);
+  return args.D == 64 ? run64<T, Dropout>(ctx, p, stats) : run128<T, Dropout>(ctx, p, stats);
+}
+
+template <class T>
+fa_status run_typed(fa_ctx *ctx, const fa_attention_args &args) {
+  return args.dropout > 0.0f ? run<T, true>(ctx, args) : run<T, false>(ctx, args);
+}
+
+}  // namespace
+
+bool backward_supported(const fa_ctx *, const fa_attention_args &args) {
+  return (args.D == 64 || args.D == 128) && (args.dtype == FA_BF16 || args.dtype == FA_F16);
+}
+
+int64_t backward_workspace_bytes(const fa_ctx *, const fa_attention_args &args) {
+  if (is_short(args)) return 0;
+  return is_fused(args) ? fused_workspace_bytes(args) : row_stats_bytes(args);
+}
+
+fa_status backward(fa_ctx *ctx, const fa_attention_args &args) {
+  return args.dtype == FA_BF16 ? run_typed<__nv_bfloat16>(ctx, args) : run_typed<__half>(ctx, args);
 }
 
 }  // namespace fa::hopper

@@ -1,0 +1,382 @@
+// dq, dk and dv by one walk over the queries on Hopper: five products where the query and key kernels together make seven.
+// A block owns 128 keys, as in the key kernel, and each step's dS^T also goes to shared memory, for dq = dS K, which is added
+// to a float accumulator in memory. Adds of different blocks come in no fixed order: not for the deterministic mode.
+//
+// The two warpgroups make dq of every second step each, one step late, so that neither waits for the other's dS^T; four
+// buffers hold it. A kernel before makes the row statistics and the accumulator's zeros, one after converts it.
+#ifndef FLASHATTN_HOPPER_BACKWARD_FUSED_CUH
+#define FLASHATTN_HOPPER_BACKWARD_FUSED_CUH
+
+#include "hopper_backward_key.cuh"
+
+namespace fa::hopper {
+
+template <class T_, int D_, int Stages_, bool Dropout_>
+struct FusedConfig {
+  using T = T_;
+  static constexpr int D = D_, Groups = 2, Rows = 64, Stages = Stages_, Buffers = 4;
+  static constexpr bool Dropout = Dropout_;
+  static constexpr int Panels = D / kPanelColumns;
+  static constexpr int Keys = kGroupRows * Groups;
+  static constexpr int Threads = Groups * 128 + 128;
+  static constexpr int GroupBytes = kGroupPanelBytes * Panels;
+  static constexpr int TilePanelBytes = Rows * kRowBytes, TileBytes = TilePanelBytes * Panels;
+  static constexpr int StatsBytes = Rows * 4;
+  static constexpr int VOffset = Groups * GroupBytes, QOffset = 2 * Groups * GroupBytes;
+  static constexpr int DoutOffset = QOffset + Stages * TileBytes, DsOffset = DoutOffset + Stages * TileBytes;
+  static constexpr int StatsOffset = DsOffset + Buffers * Groups * kGroupPanelBytes;
+  static constexpr int BarrierOffset = StatsOffset + 2 * Stages * StatsBytes;
+  static constexpr int SharedBytes = BarrierOffset + 128 + 1024;  // 1024: room to align
+};
+
+// ---- the accumulator of dq: [H, tiles, 64 x D floats] in fragment order, each sequence padded to whole tiles ----------------
+
+inline int64_t accumulator_tiles(const fa_attention_args &a) { return a.rows_q / kGroupRows + a.B + 1; }
+inline int64_t fused_accumulator_bytes(const fa_attention_args &a) {
+  return accumulator_tiles(a) * a.H * kGroupRows * a.D * 4;
+}
+
+struct DqSum {
+  float *data;
+  int64_t tiles;  // of a head
+};
+
+template <int D>
+__device__ __forceinline__ float *dq_sum_tile(const DqSum &sum, int h, int q0, int b, int tile) {
+  return sum.data + (h * sum.tiles + q0 / kGroupRows + b + tile) * kGroupRows * D;
+}
+
+// ---- main kernel -------------------------------------------------------------------------------------------------------------
+
+// What a warpgroup does about dq in a step beside its part of dk and dv: adds that of two steps before to memory, or starts
+// that of the step before. In its first step, started of nothing, dq is never added.
+enum class DqTurn { kAdd, kStart };
+
+template <class C>
+struct FusedConsumer {
+  using T = typename C::T;
+  // Named barriers: 1, 2 of a warpgroup, then full and empty of the buffers, then of both warpgroups.
+  static constexpr int kFull = 3, kEmpty = kFull + C::Buffers, kBoth = kEmpty + C::Buffers;
+  static_assert(kBoth < 16);
+  const KeyBlock<C> &block;
+  const DqSum &sum;
+  const int group, warp, lane;
+  int slot = 0;
+  uint32_t parity = 0;
+  int key;         // first key of the warpgroup in the sequence
+  int limit[2];    // the thread's rows see queries from here on
+  bool tail;       // some keys of the warpgroup do not count
+  Dropout dropout;
+
+  __device__ __forceinline__ FusedConsumer(const KeyBlock<C> &block, const DqSum &sum, int group)
+      : block(block), sum(sum), group(group), warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32),
+        key(block.first + group * kGroupRows), dropout(block.p.dropout) {
+    tail = key + kGroupRows > block.s.keys;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const int row = key + warp * 16 + lane / 4 + 8 * r;
+      limit[r] = row >= block.s.keys ? INT32_MAX / 2 : block.p.a.causal ? row - block.s.shift : INT32_MIN / 2;
+    }
+  }
+
+  __device__ __forceinline__ uint32_t ds(int buffer, int of_group) const {
+    return block.base + C::DsOffset + (buffer * C::Groups + of_group) * kGroupPanelBytes;
+  }
+  __device__ __forceinline__ int buffer(int n) const { return (n - block.begin + C::Buffers) % C::Buffers; }
+
+  __device__ __forceinline__ void release(int slot) const {
+    if (lane == 0) barrier_arrive(block.empty(slot));
+  }
+
+  __device__ __forceinline__ void start(float (&x)[C::Rows / 2], float (&dp)[C::Rows / 2], int n) const {
+    barrier_wait(block.q_full(slot), parity);
+    const int valid = block.s.nq - n * C::Rows;
+    if (valid < C::Rows) {
+      barrier_wait(block.dout_full(slot), parity);
+      clear_tile_rows<C::Panels>(block.q(slot), C::TilePanelBytes, valid, C::Rows);
+      clear_tile_rows<C::Panels>(block.dout(slot), C::TilePanelBytes, valid, C::Rows);
+      fence_async_proxy();
+      named_sync(1 + group, 128);
+    }
+    start_scores_product<T, C::D, C::Rows>(x, block.k(group), block.q(slot));
+    barrier_wait(block.dout_full(slot), parity);
+    start_scores_product<T, C::D, C::Rows>(dp, block.v(group), block.dout(slot));
+  }
+
+  __device__ __forceinline__ void start_dq(float (&dq)[C::D / 2], int n) const {
+    if (n >= block.begin) named_sync(kFull + buffer(n), 256);
+    product_begin();
+#pragma unroll
+    for (int g = 0; g < C::Groups; g++) {
+      const uint64_t a = descriptor_mn_major(ds(buffer(n), g), kGroupPanelBytes);
+      const uint64_t b = descriptor_mn_major(block.k(g), kGroupPanelBytes);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        product_ss<T, C::D, 1, 1>(dq, advance(a, i * 16 * kRowBytes), advance(b, i * 16 * kRowBytes), g > 0 || i > 0);
+      }
+    }
+    product_commit();
+  }
+
+  __device__ __forceinline__ void add_dq(const float (&dq)[C::D / 2], int n) const {
+    float *tile = dq_sum_tile<C::D>(sum, block.h, block.s.q0, block.b, n) + warp * 16 * C::D + lane * 4;
+#pragma unroll
+    for (int j = 0; j < C::D / 8; j++) {
+      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(tile + j * 128), "f"(dq[4 * j]),
+                   "f"(dq[4 * j + 1]), "f"(dq[4 * j + 2]), "f"(dq[4 * j + 3])
+                   : "memory");
+    }
+  }
+
+  // dS^T as it lies: rows keys, columns queries.
+  __device__ __forceinline__ void store_ds(const uint32_t (&x)[C::Rows / 4], int n) const {
+    const int row = lane % 16;
+    const uint32_t mine = ds(buffer(n), group) + (warp * 16 + row) * kRowBytes;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int chunk = i * 2 + lane / 16;
+      store_matrices(mine + ((chunk ^ (row & 7)) << 4), x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+    }
+    fence_async_proxy();
+  }
+
+  // In flight on entry and on return: dv += P^T dO and dk += dS^T Q of a step, perhaps dq of the one before it.
+  template <DqTurn Turn>
+  __device__ __forceinline__ void step(float (&x)[C::Rows / 2], float (&dp)[C::Rows / 2], uint32_t (&pt)[C::Rows / 4],
+                                       uint32_t (&dst)[C::Rows / 4], float (&dk)[C::D / 2], float (&dv)[C::D / 2],
+                                       float (&dq)[C::D / 2], int n) {
+    start(x, dp, n);
+    KeptBits<C::Rows> kept;
+    if constexpr (C::Dropout) {
+      find_kept_transposed<C::Rows>(dropout, n * C::Rows, key, block.b * block.p.a.H + block.h, kept);
+    }
+    product_wait<1>();
+    keep(x);
+    keep(pt);  // of the step before: read by a product until here
+    keep(dst);
+    if (n > block.begin) release(slot == 0 ? C::Stages - 1 : slot - 1);
+    if constexpr (Turn == DqTurn::kAdd) {
+      keep(dq);
+      if (n - 2 >= block.begin && n + 2 < block.end) named_arrive(kEmpty + buffer(n - 2), 256);
+    }
+    if (tail || (block.p.a.causal && key + kGroupRows - 1 - block.s.shift > n * C::Rows)) {
+      const int column = n * C::Rows + lane % 4 * 2;
+      mask_until<C::Rows>(x, limit[0] - column, limit[1] - column);
+    }
+#pragma unroll
+    for (int j = 0; j < C::Rows / 8; j++) {
+      probabilities_at<T, C::Rows, C::Dropout>(j, x, pt, block.lse(slot), block.p.scale_log2, kept);
+    }
+    start_sum_product<T, C::D, C::Rows>(dv, pt, block.dout(slot));
+    if constexpr (Turn == DqTurn::kAdd) {
+      if (n - 2 >= block.begin) add_dq(dq, n - 2);
+    }
+    product_wait<1>();
+    keep(dp);
+#pragma unroll
+    for (int j = 0; j < C::Rows / 8; j++) {
+      differentiate_at<T, C::Rows, C::Dropout>(j, x, dp, dst, block.delta(slot), kept, dropout.scale);
+    }
+    if constexpr (Turn == DqTurn::kAdd) {
+      store_ds(dst, n);
+    } else {
+      if (n - block.begin >= C::Buffers) named_sync(kEmpty + buffer(n), 256);
+      store_ds(dst, n);
+      named_arrive(kFull + buffer(n), 256);
+    }
+    start_sum_product<T, C::D, C::Rows>(dk, dst, block.q(slot));
+    if constexpr (Turn == DqTurn::kStart) start_dq(dq, n - 1);
+    if (++slot == C::Stages) slot = 0, parity ^= 1;
+  }
+
+  // After the last step: dq of a step that this warpgroup still owes.
+  __device__ __forceinline__ void finish_dq(float (&dq)[C::D / 2], int n) const {
+    product_wait<0>();
+    keep(dq);
+    if (n >= block.begin) add_dq(dq, n);
+  }
+
+  template <int Group>
+  __device__ __forceinline__ void walk(float (&dk)[C::D / 2], float (&dv)[C::D / 2]) {
+    constexpr DqTurn first = Group == 0 ? DqTurn::kAdd : DqTurn::kStart, second = Group == 0 ? DqTurn::kStart : DqTurn::kAdd;
+    float x[C::Rows / 2], dp[C::Rows / 2], dq[C::D / 2];
+    uint32_t pt[C::Rows / 4] = {}, dst[C::Rows / 4] = {};
+    keep(dk);
+    keep(dv);
+    int n = block.begin;
+    for (; n + 1 < block.end; n += 2) {
+      step<first>(x, dp, pt, dst, dk, dv, dq, n);
+      step<second>(x, dp, pt, dst, dk, dv, dq, n + 1);
+    }
+    if (n < block.end) {
+      step<first>(x, dp, pt, dst, dk, dv, dq, n);
+      if constexpr (Group == 0) start_dq(dq, n);
+      finish_dq(dq, Group == 0 ? n : n - 1);
+    } else {
+      if constexpr (Group == 1) start_dq(dq, n - 1);
+      finish_dq(dq, Group == 1 ? n - 1 : n - 2);
+    }
+    keep(dk);
+    keep(dv);
+    keep(pt);
+    keep(dst);
+  }
+
+  template <int Group>
+  __device__ __forceinline__ void run() {
+    float dk[C::D / 2], dv[C::D / 2];
+#pragma unroll
+    for (int i = 0; i < C::D / 2; i++) dk[i] = dv[i] = 0.0f;
+    barrier_wait(block.k_full(), 0);
+    if (tail) {
+      const int valid = max(0, block.s.keys - key);
+      clear_tile_rows<C::Panels>(block.k(group), kGroupPanelBytes, valid, kGroupRows);
+      clear_tile_rows<C::Panels>(block.v(group), kGroupPanelBytes, valid, kGroupRows);
+      fence_async_proxy();
+    }
+    named_sync(kBoth, 256);
+    walk<Group>(dk, dv);
+    named_sync(kBoth, 256);  // both are done with K and V
+    const fa_attention_args &a = block.p.a;
+    const int64_t row = static_cast<int64_t>(block.s.k0) + key;
+    const int existing = block.s.nk - key, valid = block.s.keys - key;
+    write_gradient<T, C::D>(dk, a.scale, block.k(group), head_row<T>(a.dk, row, a.dk_stride, block.h, C::D), a.dk_stride,
+                            existing, valid);
+    write_gradient<T, C::D>(dv, block.p.dropout.scale, block.v(group), head_row<T>(a.dv, row, a.dv_stride, block.h, C::D),
+                            a.dv_stride, existing, valid);
+  }
+};
+
+template <class C>
+__global__ void __launch_bounds__(C::Threads, 1)
+    hopper_backward_fused_kernel(const __grid_constant__ Problem p, const __grid_constant__ KeyMaps maps,
+                                 const BackwardSchedule schedule, const RowStats stats, const DqSum sum) {
+  extern __shared__ char dynamic_shared[];
+  KeyBlock<C> block{p, maps, stats, (shared_address(dynamic_shared) + 1023) & ~1023u};
+  block.find(find_head_tile(schedule, blockIdx.x), schedule);
+  const bool walks = block.active > 0;
+  if (walks) block.active = C::Groups;
+  const int role = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  if (threadIdx.x == 0 && walks) block.init_barriers();
+  __syncthreads();
+  if (role == C::Groups) {
+    registers_shrink<24>();
+    if (threadIdx.x == C::Groups * 128 && walks) block.produce();
+  } else {
+    registers_grow<240>();
+    if (walks) {
+      FusedConsumer<C> consumer(block, sum, role);
+      if (role == 0) {
+        consumer.template run<0>();
+      } else {
+        consumer.template run<1>();
+      }
+    } else {
+      KeyConsumer<C>(block, role).write_zeros();
+    }
+    const int begin = clamp_int(p.a.cu_k[p.a.B], 0, p.a.rows_k);
+    clear_rows_past<typename C::T>(p.a.dk, p.a.dk_stride, begin, p.a.rows_k, p.a.H * C::D, threadIdx.x, C::Groups * 128);
+    clear_rows_past<typename C::T>(p.a.dv, p.a.dv_stride, begin, p.a.rows_k, p.a.H * C::D, threadIdx.x, C::Groups * 128);
+  }
+}
+
+// ---- before and after ------------------------------------------------------------------------------------------------------
+
+constexpr int kPrepareRows = 128;
+
+// Row statistics and the accumulator's zeros; a block takes 128 rows of a head.
+template <class T, int D>
+__global__ void __launch_bounds__(256)
+    hopper_backward_prepare_kernel(const __grid_constant__ Problem p, const RowStats stats, const DqSum sum, int tiles) {
+  constexpr int lanes = D / 8, rows_at_once = 256 / lanes;
+  const int head = blockIdx.x / tiles, tile = blockIdx.x - head * tiles;
+  const int b = head / p.a.H, h = head - b * p.a.H;
+  if (b >= p.a.B) return;
+  const Sequence s = find_sequence(p.a, b);
+  const int first = tile * kPrepareRows;
+  if (first >= s.nq) return;
+  const int64_t at = row_stats_start(stats, h, s.q0, b);
+  const int lane = threadIdx.x % lanes;
+#pragma unroll
+  for (int i = 0; i < kPrepareRows / rows_at_once; i++) {
+    const int row = first + i * rows_at_once + threadIdx.x / lanes;
+    float x = 0.0f;
+    if (row < s.nq) {
+      const T *o = head_row<T>(p.a.out, s.q0 + row, p.a.out_stride, h, D), *g = head_row<T>(p.a.dout, s.q0 + row, p.a.dout_stride, h, D);
+      x = dot8<T>(reinterpret_cast<const uint4 *>(o)[lane], reinterpret_cast<const uint4 *>(g)[lane]);
+    }
+#pragma unroll
+    for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+    if (lane == 0 && row < s.nq) {
+      const float lse = scaled_lse(p.a.lse[static_cast<int64_t>(h) * p.a.rows_q + s.q0 + row]);
+      stats.lse[at + row] = lse;
+      stats.delta[at + row] = lse == INFINITY ? 0.0f : x;
+    }
+  }
+  if (first + kPrepareRows >= s.nq && threadIdx.x < kStatsSlack) {
+    stats.lse[at + s.nq + threadIdx.x] = INFINITY;
+    stats.delta[at + s.nq + threadIdx.x] = 0.0f;
+  }
+  float4 *zeros = reinterpret_cast<float4 *>(dq_sum_tile<D>(sum, h, s.q0, b, first / kGroupRows));
+  const int rows = min(kPrepareRows, (s.nq - first + kGroupRows - 1) / kGroupRows * kGroupRows);
+  for (int i = threadIdx.x; i < rows * D / 4; i += 256) zeros[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+
+// dq = scale * its sum, in 16 bits; a block takes 64 rows of a head. Rows of no sequence become 0.
+template <class T, int D>
+__global__ void __launch_bounds__(128)
+    hopper_backward_convert_kernel(const __grid_constant__ Problem p, const DqSum sum, int tiles) {
+  __shared__ __align__(1024) char shared[kGroupPanelBytes * (D / kPanelColumns)];
+  const int head = blockIdx.x / tiles, tile = blockIdx.x - head * tiles;
+  const int b = head / p.a.H, h = head - b * p.a.H;
+  clear_rows_past<T>(p.a.dq, p.a.dq_stride, clamp_int(p.a.cu_q[p.a.B], 0, p.a.rows_q), p.a.rows_q, p.a.H * D, threadIdx.x, 128);
+  if (b >= p.a.B) return;
+  const Sequence s = find_sequence(p.a, b);
+  const int first = tile * kGroupRows;
+  if (first >= s.nq) return;
+  const float4 *from = reinterpret_cast<const float4 *>(dq_sum_tile<D>(sum, h, s.q0, b, tile)) +
+                       threadIdx.x / 32 * (D / 8) * 32 + threadIdx.x % 32;
+  float dq[D / 2];
+#pragma unroll
+  for (int j = 0; j < D / 8; j++) {
+    const float4 x = from[j * 32];
+    dq[4 * j] = x.x, dq[4 * j + 1] = x.y, dq[4 * j + 2] = x.z, dq[4 * j + 3] = x.w;
+  }
+  write_gradient<T, D>(dq, p.a.scale, shared_address(shared), head_row<T>(p.a.dq, s.q0 + first, p.a.dq_stride, h, D),
+                       p.a.dq_stride, s.nq - first, s.nq - first);
+}
+
+inline int64_t fused_workspace_bytes(const fa_attention_args &a) { return row_stats_bytes(a) + fused_accumulator_bytes(a); }
+
+template <class C>
+fa_status launch_backward_fused(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
+  using T = typename C::T;
+  const fa_attention_args &a = p.a;
+  const DqSum sum{reinterpret_cast<float *>(reinterpret_cast<char *>(stats.lse) + row_stats_bytes(a)), accumulator_tiles(a)};
+  const int64_t prepare_tiles = ceil_div(a.max_q, kPrepareRows), convert_tiles = ceil_div(a.max_q, kGroupRows);
+  const int64_t tiles = ceil_div(a.max_k, C::Keys);
+  FA_TRY(check_grid(ctx, std::max(tiles, convert_tiles) * heads_of(a)));
+  if (prepare_tiles * heads_of(a) > 0) {
+    hopper_backward_prepare_kernel<T, C::D><<<static_cast<unsigned>(prepare_tiles * heads_of(a)), 256, 0, ctx->stream>>>(
+        p, stats, sum, static_cast<int>(prepare_tiles));
+    FA_TRY(FA_LAUNCHED(ctx, "Hopper attention backward, preparation"));
+  }
+  if (a.rows_k > 0) {
+    KeyMaps maps;
+    FA_TRY(make_key_maps<C>(ctx, a, &maps));
+    auto kernel = hopper_backward_fused_kernel<C>;
+    FA_TRY(allow_shared(ctx, kernel, C::SharedBytes));
+    kernel<<<static_cast<unsigned>(std::max<int64_t>(1, tiles * heads_of(a))), C::Threads, C::SharedBytes, ctx->stream>>>(
+        p, maps, make_backward_schedule(ctx, a, tiles, a.max_q, false), stats, sum);
+    FA_TRY(FA_LAUNCHED(ctx, "Hopper attention backward"));
+  }
+  if (a.rows_q == 0) return FA_OK;
+  const int64_t convert = std::max<int64_t>(1, convert_tiles * heads_of(a));
+  hopper_backward_convert_kernel<T, C::D><<<static_cast<unsigned>(convert), 128, 0, ctx->stream>>>(
+      p, sum, static_cast<int>(std::max<int64_t>(1, convert_tiles)));
+  return FA_LAUNCHED(ctx, "Hopper attention backward, conversion");
+}
+
+}  // namespace fa::hopper
+
+#endif
