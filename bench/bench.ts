@@ -283,7 +283,12 @@ async function stepPeers(jobs: readonly StepJob[], steps: number): Promise<StepR
 
 async function runStep(context: Context, options: Options): Promise<void> {
   const cuda = context.device === "cuda";
-  const jobs = cuda ? GPU_STEPS : CPU_STEPS;
+  const all = cuda ? GPU_STEPS : CPU_STEPS;
+  const jobs = all.filter(({ L }) => options.seq_len === undefined || L === options.seq_len);
+  if (jobs.length === 0) {
+    const lengths = [...new Set(all.map(({ L }) => L))].join(", ");
+    throw new UsageError(`Cannot time steps of length ${options.seq_len} as they are ${lengths} here`);
+  }
   const steps = options.epochs ?? (cuda ? 50 : 4);
   const rows = jobs.flatMap((job) => formsOf(options).map((form) => benchStep(context, job, form, steps)));
   if (options.peers === true) rows.push(...await stepPeers(jobs, steps));

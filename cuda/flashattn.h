@@ -177,7 +177,7 @@ typedef struct fa_attention_args {
   int32_t B, H, D;               /* D a multiple of 8, 8 to 128 */
   int32_t form, dtype, causal, deterministic;
   uint32_t site;
-  float scale, dropout;          /* dropout in [0, 1) */
+  float scale, dropout;          /* scale >= 0, dropout in [0, 1) */
 } fa_attention_args;             /* 256 bytes */
 
 /* sizes[0] workspace of the forward pass, [1] saved, [2] workspace of the backward pass, in bytes. Reads only the numbers. */

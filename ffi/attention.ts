@@ -49,7 +49,7 @@ export interface AttentionInputs {
   maxK: number;
   /** Query i sees keys j <= i + M - N. Default false. */
   causal?: boolean;
-  /** Factor of the scores, default 1 / sqrt(D). */
+  /** Factor of the scores, finite and not negative; default 1 / sqrt(D). */
   scale?: number;
   /** Dropout of the probabilities. */
   dropout?: Dropout | null;
@@ -186,6 +186,12 @@ function validate(inputs: AttentionInputs, written: Written): void {
   expectSize(name, "offsetsQ", offsetsQ, offsetsQ.size);
   expectSize(name, "offsetsK", offsetsK, offsetsQ.size);
   expectSize(name, "keyLengths", keyLengths, offsetsQ.size - 1);
+  const scale = inputs.scale ?? 1;
+  if (!(scale >= 0 && scale < Infinity)) {
+    throw new RangeError(
+      `Cannot run ${name} as scale must be finite and not negative: current value is ${scale}`,
+    );
+  }
   for (const [label, value] of Object.entries({ maxQ: inputs.maxQ, maxK: inputs.maxK })) {
     if (!Number.isInteger(value) || value < 0) {
       throw new RangeError(

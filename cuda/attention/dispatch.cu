@@ -1,4 +1,5 @@
 // Chooses the kernels of an attention call: by form, then by what the device has.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 
@@ -32,10 +33,16 @@ bool hopper_backward(const fa_ctx *ctx, const fa_attention_args &args) {
   return on_hopper(ctx, args) && hopper::backward_supported(ctx, args);
 }
 
-// The kernels fold the scale into the exponent and take the row maximum before scaling.
-fa_status check_scale(fa_ctx *ctx, const fa_attention_args &args) {
-  if (args.scale > 0.0f && std::isfinite(args.scale)) return FA_OK;
-  return fail(ctx, FA_UNSUPPORTED, "scale must be > 0 and finite on the GPU: current value is %g", args.scale);
+// The kernels fold the scale into the exponent and take the row maximum before scaling: it must be positive. Under the
+// least one here every score is 0 in effect, which is what scale 0 asks for.
+constexpr float least_scale = 1e-20f;
+
+fa_status check_scale(fa_ctx *ctx, fa_attention_args &args) {
+  if (!(args.scale >= 0.0f && std::isfinite(args.scale))) {
+    return fail(ctx, FA_UNSUPPORTED, "scale must be >= 0 and finite on the GPU: current value is %g", args.scale);
+  }
+  args.scale = std::max(args.scale, least_scale);
+  return FA_OK;
 }
 
 }  // namespace
@@ -57,7 +64,8 @@ fa_status attention_sizes(fa_ctx *ctx, const fa_attention_args &args, int64_t *s
   return FA_OK;
 }
 
-fa_status attention_forward(fa_ctx *ctx, const fa_attention_args &args) {
+fa_status attention_forward(fa_ctx *ctx, const fa_attention_args &given) {
+  fa_attention_args args = given;
   FA_TRY(check_scale(ctx, args));
   const bool half = args.dtype == FA_F16;
   if (args.form == FA_DOTSCALE) return half ? dotscale::forward_fp16(ctx, args) : dotscale::forward_bf16(ctx, args);
@@ -66,7 +74,8 @@ fa_status attention_forward(fa_ctx *ctx, const fa_attention_args &args) {
   return half ? imp::forward_fp16(ctx, args) : imp::forward_bf16(ctx, args);
 }
 
-fa_status attention_backward(fa_ctx *ctx, const fa_attention_args &args) {
+fa_status attention_backward(fa_ctx *ctx, const fa_attention_args &given) {
+  fa_attention_args args = given;
   FA_TRY(check_scale(ctx, args));
   const bool half = args.dtype == FA_F16;
   if (args.form == FA_DOTSCALE) return half ? dotscale::backward_fp16(ctx, args) : dotscale::backward_bf16(ctx, args);

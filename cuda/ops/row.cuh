@@ -95,10 +95,10 @@ struct SoftmaxPart {
       maximum = top;
       group = g;
     }
-    const float shift = maximum > -INFINITY ? maximum * log2_e : 0.0f;
+    const float shift = maximum > -INFINITY ? maximum : 0.0f;
     float e[8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) e[i] = power_of_two(fmaf(x[i], log2_e, -shift));
+    for (int i = 0; i < 8; i++) e[i] = power_of_two((x[i] - shift) * log2_e);
     sum += ((e[0] + e[1]) + (e[2] + e[3])) + ((e[4] + e[5]) + (e[6] + e[7]));
     if constexpr (Total) {
       if (valid == 8) {

@@ -177,6 +177,13 @@ Deno.test("kernels refuse what does not fit, with the reason", () => {
       RangeError,
       "maxQ must be a whole number",
     );
+    for (const scale of [-1, NaN, Infinity]) {
+      assertThrows(
+        () => attentionForward({ ...inputs, q, k: q, v: q, scale }, arena),
+        RangeError,
+        "scale must be",
+      );
+    }
   }
 });
 
