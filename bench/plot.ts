@@ -120,10 +120,10 @@ async function main(): Promise<void> {
     const rows = readRows(await Deno.readTextFile(file));
     const columns = Object.keys(rows[0] ?? {});
     if (columns.includes("pass") && columns.includes("ms")) {
-      const machine = (await Deno.readTextFile(file)).match(/^# (.*)/)?.[1] ?? "";
+      const machine = (await Deno.readTextFile(file)).match(/^# ([^,\n]*)/)?.[1] ?? "";
       await save(
         file.replace(/\.csv$/, ".svg"),
-        sweepFigure(rows, `Attention over the sequence length: ${machine}`),
+        sweepFigure(rows, `Attention over the sequence length, ${machine}`),
       );
       drawn++;
     } else if (columns.includes("dev_loss")) {
