@@ -1,6 +1,7 @@
-// dq, dk and dv by one walk over the queries on Hopper: five products where the query and key kernels together make seven.
-// A block owns 128 keys, as in the key kernel, and each step's dS^T also goes to shared memory, for dq = dS K, which is added
-// to a float accumulator in memory. Adds of different blocks come in no fixed order: not for the deterministic mode.
+// dq, dk and dv by one walk over the queries on Hopper: five products where the query and key kernels together make
+// seven. A block owns 128 keys, as in the key kernel, and each step's dS^T also goes to shared memory, for dq = dS K,
+// which is added to a float accumulator in memory. Adds of different blocks come in no fixed order: not for the
+// deterministic mode.
 //
 // The two warpgroups make dq of every second step each, one step late, so that neither waits for the other's dS^T; four
 // buffers hold it. A kernel before makes the row statistics and the accumulator's zeros, one after converts it.
@@ -29,7 +30,7 @@ struct FusedConfig {
   static constexpr int SharedBytes = BarrierOffset + 128 + 1024;  // 1024: room to align
 };
 
-// ---- the accumulator of dq: [H, tiles, 64 x D floats] in fragment order, each sequence padded to whole tiles ----------------
+// ---- the accumulator of dq: [H, tiles, 64 x D floats] in fragment order, each sequence padded to whole tiles -------
 
 inline int64_t accumulator_tiles(const fa_attention_args &a) { return a.rows_q / kGroupRows + a.B + 1; }
 inline int64_t fused_accumulator_bytes(const fa_attention_args &a) {
@@ -46,10 +47,10 @@ __device__ __forceinline__ float *dq_sum_tile(const DqSum &sum, int h, int q0, i
   return sum.data + (h * sum.tiles + q0 / kGroupRows + b + tile) * kGroupRows * D;
 }
 
-// ---- main kernel -------------------------------------------------------------------------------------------------------------
+// ---- main kernel ---------------------------------------------------------------------------------------------------
 
-// What a warpgroup does about dq in a step beside its part of dk and dv: adds that of two steps before to memory, or starts
-// that of the step before. In its first step, started of nothing, dq is never added.
+// What a warpgroup does about dq in a step beside its part of dk and dv: adds that of two steps before to memory, or
+// starts that of the step before. In its first step, started of nothing, dq is never added.
 enum class DqTurn { kAdd, kStart };
 
 template <class C>
@@ -198,7 +199,8 @@ struct FusedConsumer {
 
   template <int Group>
   __device__ __forceinline__ void walk(float (&dk)[C::D / 2], float (&dv)[C::D / 2]) {
-    constexpr DqTurn first = Group == 0 ? DqTurn::kAdd : DqTurn::kStart, second = Group == 0 ? DqTurn::kStart : DqTurn::kAdd;
+    constexpr DqTurn first = Group == 0 ? DqTurn::kAdd : DqTurn::kStart;
+    constexpr DqTurn second = Group == 0 ? DqTurn::kStart : DqTurn::kAdd;
     float x[C::Rows / 2], dp[C::Rows / 2], dq[C::D / 2];
     uint32_t pt[C::Rows / 4] = {}, dst[C::Rows / 4] = {};
     keep(dk);
@@ -240,10 +242,10 @@ struct FusedConsumer {
     const fa_attention_args &a = block.p.a;
     const int64_t row = static_cast<int64_t>(block.s.k0) + key;
     const int existing = block.s.nk - key, valid = block.s.keys - key;
-    write_gradient<T, C::D>(dk, a.scale, block.k(group), head_row<T>(a.dk, row, a.dk_stride, block.h, C::D), a.dk_stride,
-                            existing, valid);
-    write_gradient<T, C::D>(dv, block.p.dropout.scale, block.v(group), head_row<T>(a.dv, row, a.dv_stride, block.h, C::D),
-                            a.dv_stride, existing, valid);
+    write_gradient<T, C::D>(dk, a.scale, block.k(group), head_row<T>(a.dk, row, a.dk_stride, block.h, C::D),
+                            a.dk_stride, existing, valid);
+    write_gradient<T, C::D>(dv, block.p.dropout.scale, block.v(group),
+                            head_row<T>(a.dv, row, a.dv_stride, block.h, C::D), a.dv_stride, existing, valid);
   }
 };
 
@@ -274,20 +276,21 @@ __global__ void __launch_bounds__(C::Threads, 1)
     } else {
       KeyConsumer<C>(block, role).write_zeros();
     }
-    const int begin = clamp_int(p.a.cu_k[p.a.B], 0, p.a.rows_k);
-    clear_rows_past<typename C::T>(p.a.dk, p.a.dk_stride, begin, p.a.rows_k, p.a.H * C::D, threadIdx.x, C::Groups * 128);
-    clear_rows_past<typename C::T>(p.a.dv, p.a.dv_stride, begin, p.a.rows_k, p.a.H * C::D, threadIdx.x, C::Groups * 128);
+    const int begin = clamp_int(p.a.cu_k[p.a.B], 0, p.a.rows_k), columns = p.a.H * C::D;
+    clear_rows_past<typename C::T>(p.a.dk, p.a.dk_stride, begin, p.a.rows_k, columns, threadIdx.x, C::Groups * 128);
+    clear_rows_past<typename C::T>(p.a.dv, p.a.dv_stride, begin, p.a.rows_k, columns, threadIdx.x, C::Groups * 128);
   }
 }
 
-// ---- before and after ------------------------------------------------------------------------------------------------------
+// ---- before and after ----------------------------------------------------------------------------------------------
 
 constexpr int kPrepareRows = 128;
 
 // Row statistics and the accumulator's zeros; a block takes 128 rows of a head.
 template <class T, int D>
 __global__ void __launch_bounds__(256)
-    hopper_backward_prepare_kernel(const __grid_constant__ Problem p, const RowStats stats, const DqSum sum, int tiles) {
+    hopper_backward_prepare_kernel(const __grid_constant__ Problem p, const RowStats stats, const DqSum sum,
+                                   int tiles) {
   constexpr int lanes = D / 8, rows_at_once = 256 / lanes;
   const int head = blockIdx.x / tiles, tile = blockIdx.x - head * tiles;
   const int b = head / p.a.H, h = head - b * p.a.H;
@@ -302,7 +305,8 @@ __global__ void __launch_bounds__(256)
     const int row = first + i * rows_at_once + threadIdx.x / lanes;
     float x = 0.0f;
     if (row < s.nq) {
-      const T *o = head_row<T>(p.a.out, s.q0 + row, p.a.out_stride, h, D), *g = head_row<T>(p.a.dout, s.q0 + row, p.a.dout_stride, h, D);
+      const T *o = head_row<T>(p.a.out, s.q0 + row, p.a.out_stride, h, D);
+      const T *g = head_row<T>(p.a.dout, s.q0 + row, p.a.dout_stride, h, D);
       x = dot8<T>(reinterpret_cast<const uint4 *>(o)[lane], reinterpret_cast<const uint4 *>(g)[lane]);
     }
 #pragma unroll
@@ -329,7 +333,8 @@ __global__ void __launch_bounds__(128)
   __shared__ __align__(1024) char shared[kGroupPanelBytes * (D / kPanelColumns)];
   const int head = blockIdx.x / tiles, tile = blockIdx.x - head * tiles;
   const int b = head / p.a.H, h = head - b * p.a.H;
-  clear_rows_past<T>(p.a.dq, p.a.dq_stride, clamp_int(p.a.cu_q[p.a.B], 0, p.a.rows_q), p.a.rows_q, p.a.H * D, threadIdx.x, 128);
+  clear_rows_past<T>(p.a.dq, p.a.dq_stride, clamp_int(p.a.cu_q[p.a.B], 0, p.a.rows_q), p.a.rows_q, p.a.H * D,
+                     threadIdx.x, 128);
   if (b >= p.a.B) return;
   const Sequence s = find_sequence(p.a, b);
   const int first = tile * kGroupRows;
@@ -346,19 +351,23 @@ __global__ void __launch_bounds__(128)
                        p.a.dq_stride, s.nq - first, s.nq - first);
 }
 
-inline int64_t fused_workspace_bytes(const fa_attention_args &a) { return row_stats_bytes(a) + fused_accumulator_bytes(a); }
+inline int64_t fused_workspace_bytes(const fa_attention_args &a) {
+  return row_stats_bytes(a) + fused_accumulator_bytes(a);
+}
 
 template <class C>
 fa_status launch_backward_fused(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
   using T = typename C::T;
   const fa_attention_args &a = p.a;
-  const DqSum sum{reinterpret_cast<float *>(reinterpret_cast<char *>(stats.lse) + row_stats_bytes(a)), accumulator_tiles(a)};
+  char *const workspace = reinterpret_cast<char *>(stats.lse);
+  const DqSum sum{reinterpret_cast<float *>(workspace + row_stats_bytes(a)), accumulator_tiles(a)};
   const int64_t prepare_tiles = ceil_div(a.max_q, kPrepareRows), convert_tiles = ceil_div(a.max_q, kGroupRows);
   const int64_t tiles = ceil_div(a.max_k, C::Keys);
   FA_TRY(check_grid(ctx, std::max(tiles, convert_tiles) * heads_of(a)));
   if (prepare_tiles * heads_of(a) > 0) {
-    hopper_backward_prepare_kernel<T, C::D><<<static_cast<unsigned>(prepare_tiles * heads_of(a)), 256, 0, ctx->stream>>>(
-        p, stats, sum, static_cast<int>(prepare_tiles));
+    const unsigned blocks = static_cast<unsigned>(prepare_tiles * heads_of(a));
+    hopper_backward_prepare_kernel<T, C::D><<<blocks, 256, 0, ctx->stream>>>(p, stats, sum,
+                                                                            static_cast<int>(prepare_tiles));
     FA_TRY(FA_LAUNCHED(ctx, "Hopper attention backward, preparation"));
   }
   if (a.rows_k > 0) {
@@ -366,7 +375,8 @@ fa_status launch_backward_fused(fa_ctx *ctx, const Problem &p, const RowStats &s
     FA_TRY(make_key_maps<C>(ctx, a, &maps));
     auto kernel = hopper_backward_fused_kernel<C>;
     FA_TRY(allow_shared(ctx, kernel, C::SharedBytes));
-    kernel<<<static_cast<unsigned>(std::max<int64_t>(1, tiles * heads_of(a))), C::Threads, C::SharedBytes, ctx->stream>>>(
+    const unsigned blocks = static_cast<unsigned>(std::max<int64_t>(1, tiles * heads_of(a)));
+    kernel<<<blocks, C::Threads, C::SharedBytes, ctx->stream>>>(
         p, maps, make_backward_schedule(ctx, a, tiles, a.max_q, false), stats, sum);
     FA_TRY(FA_LAUNCHED(ctx, "Hopper attention backward"));
   }

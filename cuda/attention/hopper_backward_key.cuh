@@ -1,9 +1,9 @@
-// dk and dv on Hopper: a block owns keys, 64 to a consumer warpgroup, and walks the queries, which a producer thread streams
-// by TMA together with their statistics. Scores are computed transposed, S^T = K Q^T and dP^T = V dO^T, so that P^T and dS^T
-// lie in registers as operands of dv += P^T dO and dk += dS^T Q: nothing is written to shared memory.
+// dk and dv on Hopper: a block owns keys, 64 to a consumer warpgroup, and walks the queries, which a producer thread
+// streams by TMA together with their statistics. Scores are computed transposed, S^T = K Q^T and dP^T = V dO^T, so that
+// P^T and dS^T lie in registers as operands of dv += P^T dO and dk += dS^T Q: nothing is written to shared memory.
 //
-// A step: S^T and dP^T start behind the sums of the step before; P = 2^(S c - lse) while dP^T is on its way; dv += P^T dO
-// starts; dS = P (dP - delta) while that runs; dk += dS^T Q starts.
+// A step: S^T and dP^T start behind the sums of the step before; P = 2^(S c - lse) while dP^T is on its way; dv += P^T
+// dO starts; dS = P (dP - delta) while that runs; dk += dS^T Q starts.
 #ifndef FLASHATTN_HOPPER_BACKWARD_KEY_CUH
 #define FLASHATTN_HOPPER_BACKWARD_KEY_CUH
 
@@ -104,12 +104,13 @@ struct KeyBlock {
       barrier_arrive_expect(q_full(slot), C::TileBytes + C::StatsBytes);
       barrier_arrive_expect(dout_full(slot), C::TileBytes + C::StatsBytes);
       for (int panel = 0; panel < C::Panels; panel++) {
-        load_box(q(slot) + panel * C::TilePanelBytes, &maps.q, column + panel * kPanelColumns, row, q_full(slot), kEvictLast);
+        load_box(q(slot) + panel * C::TilePanelBytes, &maps.q, column + panel * kPanelColumns, row, q_full(slot),
+                 kEvictLast);
       }
       load_bulk(lse(slot), stats.lse + at + n * C::Rows, C::StatsBytes, q_full(slot));
       for (int panel = 0; panel < C::Panels; panel++) {
-        load_box(dout(slot) + panel * C::TilePanelBytes, &maps.dout, column + panel * kPanelColumns, row, dout_full(slot),
-                 kEvictLast);
+        load_box(dout(slot) + panel * C::TilePanelBytes, &maps.dout, column + panel * kPanelColumns, row,
+                 dout_full(slot), kEvictLast);
       }
       load_bulk(delta(slot), stats.delta + at + n * C::Rows, C::StatsBytes, dout_full(slot));
       if (++slot == C::Stages) slot = 0, parity ^= 1;
@@ -156,7 +157,7 @@ struct KeyConsumer {
   __device__ __forceinline__ void probabilities(float (&x)[C::Rows / 2], uint32_t (&pt)[C::Rows / 4], int n,
                                                 const KeptBits<C::Rows> &kept) const {
     if (block.p.a.causal) {
-      const int diagonal = key - block.s.shift - n * C::Rows;  // key row r of the warpgroup is seen from query diagonal + r on
+      const int diagonal = key - block.s.shift - n * C::Rows;  // key row r is seen from query diagonal + r on
       if (diagonal + kGroupRows - 1 > 0) {
         const int limit = diagonal + warp * 16 + lane / 4 - lane % 4 * 2;
         mask_until<C::Rows>(x, limit, limit + 8);
@@ -222,10 +223,10 @@ struct KeyConsumer {
     const fa_attention_args &a = block.p.a;
     const int64_t row = static_cast<int64_t>(block.s.k0) + key;
     const int existing = block.s.nk - key, valid = block.s.keys - key;
-    write_gradient<T, C::D>(dk, a.scale, block.k(group), head_row<T>(a.dk, row, a.dk_stride, block.h, C::D), a.dk_stride,
-                            existing, valid);
-    write_gradient<T, C::D>(dv, block.p.dropout.scale, block.v(group), head_row<T>(a.dv, row, a.dv_stride, block.h, C::D),
-                            a.dv_stride, existing, valid);
+    write_gradient<T, C::D>(dk, a.scale, block.k(group), head_row<T>(a.dk, row, a.dk_stride, block.h, C::D),
+                            a.dk_stride, existing, valid);
+    write_gradient<T, C::D>(dv, block.p.dropout.scale, block.v(group),
+                            head_row<T>(a.dv, row, a.dv_stride, block.h, C::D), a.dv_stride, existing, valid);
   }
 
   // Keys that do not count, or whose sequence has no query.
@@ -264,9 +265,9 @@ __global__ void __launch_bounds__(C::Threads, C::Blocks)
     } else {
       consumer.write_zeros();
     }
-    const int begin = clamp_int(p.a.cu_k[p.a.B], 0, p.a.rows_k);
-    clear_rows_past<typename C::T>(p.a.dk, p.a.dk_stride, begin, p.a.rows_k, p.a.H * C::D, threadIdx.x, C::Groups * 128);
-    clear_rows_past<typename C::T>(p.a.dv, p.a.dv_stride, begin, p.a.rows_k, p.a.H * C::D, threadIdx.x, C::Groups * 128);
+    const int begin = clamp_int(p.a.cu_k[p.a.B], 0, p.a.rows_k), columns = p.a.H * C::D;
+    clear_rows_past<typename C::T>(p.a.dk, p.a.dk_stride, begin, p.a.rows_k, columns, threadIdx.x, C::Groups * 128);
+    clear_rows_past<typename C::T>(p.a.dv, p.a.dv_stride, begin, p.a.rows_k, columns, threadIdx.x, C::Groups * 128);
   }
 }
 

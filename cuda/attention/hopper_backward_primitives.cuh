@@ -1,5 +1,5 @@
-// What the backward kernels on Hopper share: the order of their blocks, the statistics of query rows, masks, and the way of
-// a gradient from registers to memory.
+// What the backward kernels on Hopper share: the order of their blocks, the statistics of query rows, masks, and the
+// way of a gradient from registers to memory.
 #ifndef FLASHATTN_HOPPER_BACKWARD_PRIMITIVES_CUH
 #define FLASHATTN_HOPPER_BACKWARD_PRIMITIVES_CUH
 
@@ -15,7 +15,7 @@ namespace fa::hopper {
 constexpr int kGroupRows = 64;                          // rows of a warpgroup
 constexpr int kGroupPanelBytes = kGroupRows * kRowBytes;
 
-// ---- order of the blocks ---------------------------------------------------------------------------------------------
+// ---- order of the blocks -------------------------------------------------------------------------------------------
 
 // Heads in groups of `head_group` (whose streamed operands stay in L2), in a group the first tile of every head first;
 // `reversed` counts tiles from the last. Under a causal mask that is the longest first.
@@ -36,20 +36,20 @@ __device__ __forceinline__ HeadTile find_head_tile(const BackwardSchedule &s, in
 }
 
 // `streamed`: length of what the blocks of a head read again and again, two matrices of D columns.
-inline BackwardSchedule make_backward_schedule(const fa_ctx *ctx, const fa_attention_args &a, int64_t tiles, int64_t streamed,
-                                               bool reversed) {
+inline BackwardSchedule make_backward_schedule(const fa_ctx *ctx, const fa_attention_args &a, int64_t tiles,
+                                               int64_t streamed, bool reversed) {
   const int64_t together = a.causal ? std::max<int64_t>(1, ctx->l2_bytes / 2 / (streamed * a.D * 4 + 1)) : 1;
   const int64_t heads = heads_of(a);
-  return BackwardSchedule{static_cast<int>(std::max<int64_t>(tiles, 1)), static_cast<int>(std::min(together, heads + 1)),
-                          static_cast<int>(heads), reversed ? 1 : 0};
+  return BackwardSchedule{static_cast<int>(std::max<int64_t>(tiles, 1)),
+                          static_cast<int>(std::min(together, heads + 1)), static_cast<int>(heads), reversed ? 1 : 0};
 }
 
-// ---- statistics of query rows ----------------------------------------------------------------------------------------
+// ---- statistics of query rows --------------------------------------------------------------------------------------
 
 constexpr int kStatsSlack = 128;  // rows after a sequence that give probabilities of 0: no step over queries is longer
 
-// lse * log2(e) and delta = sum over d of dout * out, each [H, stride]; a sequence starts on 16 bytes. A row without a key,
-// and one past the sequence, has lse +inf and delta 0.
+// lse * log2(e) and delta = sum over d of dout * out, each [H, stride]; a sequence starts on 16 bytes. A row without a
+// key, and one past the sequence, has lse +inf and delta 0.
 struct RowStats {
   float *lse, *delta;
   int64_t stride;
@@ -92,7 +92,7 @@ __device__ __forceinline__ float dot8(const uint4 &a, const uint4 &b) {
 
 __device__ __forceinline__ float scaled_lse(float lse) { return lse == -INFINITY ? INFINITY : lse * kLog2e; }
 
-// ---- shared memory ------------------------------------------------------------------------------------------------------
+// ---- shared memory -------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float2 load_shared_float2(uint32_t address) {
   float2 v;
@@ -110,18 +110,20 @@ __device__ __forceinline__ void copy16_async(uint32_t destination, const void *s
 }
 __device__ __forceinline__ void copy16_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Zeros to rows first .. rows of a tile of `Panels` panels, by one warpgroup for itself: another that does the same at the
-// same time writes the same. Ends with the warpgroup in step.
+// Zeros to rows first .. rows of a tile of `Panels` panels, by one warpgroup for itself: another that does the same at
+// the same time writes the same. Ends with the warpgroup in step.
 template <int Panels>
 __device__ __forceinline__ void clear_tile_rows(uint32_t tile, int panel_bytes, int first, int rows) {
 #pragma unroll 1
   for (int i = first * 8 + threadIdx.x % 128; i < rows * 8; i += 128) {
 #pragma unroll
-    for (int panel = 0; panel < Panels; panel++) store_shared16(tile + panel * panel_bytes + i * 16, make_uint4(0, 0, 0, 0));
+    for (int panel = 0; panel < Panels; panel++) {
+      store_shared16(tile + panel * panel_bytes + i * 16, make_uint4(0, 0, 0, 0));
+    }
   }
 }
 
-// ---- masks: element [4 j + 2 r + c] is row r of the thread and column 8 j + c ----------------------------------------------
+// ---- masks: element [4 j + 2 r + c] is row r of the thread and column 8 j + c --------------------------------------
 
 // Columns at or past limit[r] get -inf.
 template <int Columns>
@@ -149,7 +151,7 @@ __device__ __forceinline__ void mask_until(float (&s)[Columns / 2], int limit0, 
   }
 }
 
-// ---- transposed scores: rows are keys of a warpgroup, columns `Rows` queries, element [4 j + 2 r + c] as above ---------------
+// ---- transposed scores: rows are keys of a warpgroup, columns `Rows` queries, element [4 j + 2 r + c] as above -----
 
 // Bit 4 j + 2 r + c is set where dropout keeps that element.
 template <int Rows>
@@ -182,8 +184,8 @@ __device__ __forceinline__ void find_kept_transposed(const Dropout &dropout, int
   }
 }
 
-// Columns 8 j .. 8 j + 7: scores to probabilities 2^(x * scale_log2 - lse); pt: those that are kept, packed. `lse`: address of
-// the queries' values.
+// Columns 8 j .. 8 j + 7: scores to probabilities 2^(x * scale_log2 - lse); pt: those that are kept, packed. `lse`:
+// address of the queries' values.
 template <class T, int Rows, bool WithDropout>
 __device__ __forceinline__ void probabilities_at(int j, float (&x)[Rows / 2], uint32_t (&pt)[Rows / 4], uint32_t lse,
                                                  float scale_log2, const KeptBits<Rows> &kept) {
@@ -219,7 +221,7 @@ __device__ __forceinline__ void differentiate_at(int j, const float (&x)[Rows / 
   }
 }
 
-// ---- products of a warpgroup ------------------------------------------------------------------------------------------------
+// ---- products of a warpgroup ---------------------------------------------------------------------------------------
 
 // x [64, N] = a [64, D] b [N, D]^T as one group. `a`: address of a 64-row tile, `b`: of an N-row tile.
 template <class T, int D, int N>
@@ -247,10 +249,10 @@ __device__ __forceinline__ void start_sum_product(float (&sum)[D / 2], const uin
   product_commit();
 }
 
-// ---- results ------------------------------------------------------------------------------------------------------------
+// ---- results -------------------------------------------------------------------------------------------------------
 
-// Writes sum [64, D] * factor through the warp's own 16 rows of a 64-row tile: rows below `existing`, zeros from `valid`
-// on. `target`: row 0 of the warpgroup.
+// Writes sum [64, D] * factor through the warp's own 16 rows of a 64-row tile: rows below `existing`, zeros from
+// `valid` on. `target`: row 0 of the warpgroup.
 template <class T, int D>
 __device__ __forceinline__ void write_gradient(const float (&sum)[D / 2], float factor, uint32_t tile, T *target,
                                                int64_t stride, int existing, int valid) {
@@ -264,7 +266,8 @@ __device__ __forceinline__ void write_gradient(const float (&sum)[D / 2], float 
     const uint32_t address = mine + i / 4 * kGroupPanelBytes + row * kRowBytes + ((chunk ^ (row & 7)) << 4);
     const float *x = sum + 8 * i;
     store_matrices(address, live0 ? pack2<T>(x[0] * factor, x[1] * factor) : 0u,
-                   live1 ? pack2<T>(x[2] * factor, x[3] * factor) : 0u, live0 ? pack2<T>(x[4] * factor, x[5] * factor) : 0u,
+                   live1 ? pack2<T>(x[2] * factor, x[3] * factor) : 0u,
+                   live0 ? pack2<T>(x[4] * factor, x[5] * factor) : 0u,
                    live1 ? pack2<T>(x[6] * factor, x[7] * factor) : 0u);
   }
   __syncwarp();
@@ -281,8 +284,8 @@ __device__ __forceinline__ void write_gradient(const float (&sum)[D / 2], float 
 
 // Zeros to all heads of rows begin .. rows of a gradient: those of no sequence. Shared by the `threads` of all blocks.
 template <class T>
-__device__ __forceinline__ void clear_rows_past(void *base, int64_t stride, int begin, int rows, int columns, int thread,
-                                                int threads) {
+__device__ __forceinline__ void clear_rows_past(void *base, int64_t stride, int begin, int rows, int columns,
+                                                int thread, int threads) {
   const int lane = thread % 32, warps = gridDim.x * (threads / 32);
   for (int row = begin + blockIdx.x * (threads / 32) + thread / 32; row < rows; row += warps) {
     uint4 *target = reinterpret_cast<uint4 *>(static_cast<T *>(base) + row * stride);

@@ -1,6 +1,7 @@
-// dq on Hopper: a block owns query rows, 64 to a consumer warpgroup, and walks the keys, which a producer thread streams by
-// TMA. dS stays in registers as an operand of dq += dS k, so nothing but K and V passes through shared memory, and every
-// sum has a fixed order. The kernel also makes the statistics of its rows for the key kernel, which runs after it.
+// dq on Hopper: a block owns query rows, 64 to a consumer warpgroup, and walks the keys, which a producer thread
+// streams by TMA. dS stays in registers as an operand of dq += dS k, so nothing but K and V passes through shared
+// memory, and every sum has a fixed order. The kernel also makes the statistics of its rows for the key kernel, which
+// runs after it.
 //
 // A step: P = 2^(S c - lse) while dP = dO V^T is on its way; dS = P (dP - delta); dq += dS K and the scores of the next
 // step are started together, and other warpgroups fill the tensor cores meanwhile.
@@ -73,10 +74,9 @@ struct QueryBlock {
     barrier_arrive_expect(q_full(), 2 * active * C::GroupBytes);
     for (int g = 0; g < active; g++) {
       for (int panel = 0; panel < C::Panels; panel++) {
-        load_box(q(g) + panel * kGroupPanelBytes, &maps.q, column + panel * kPanelColumns, s.q0 + first + g * kGroupRows,
-                 q_full(), kEvictFirst);
-        load_box(dout(g) + panel * kGroupPanelBytes, &maps.dout, column + panel * kPanelColumns,
-                 s.q0 + first + g * kGroupRows, q_full(), kEvictFirst);
+        const int from = column + panel * kPanelColumns, row = s.q0 + first + g * kGroupRows;
+        load_box(q(g) + panel * kGroupPanelBytes, &maps.q, from, row, q_full(), kEvictFirst);
+        load_box(dout(g) + panel * kGroupPanelBytes, &maps.dout, from, row, q_full(), kEvictFirst);
       }
     }
     int slot = 0;

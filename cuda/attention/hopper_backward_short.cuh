@@ -1,6 +1,6 @@
-// The whole backward pass of sequences of at most 128 queries and 128 keys on Hopper, on chip: one launch, each tensor read
-// or written once, every sum in a fixed order. Up to 64 rows a block takes two heads of a sequence, one to each of its two
-// warpgroups; beyond, both do one head, 64 keys (and for dq 64 queries) each.
+// The whole backward pass of sequences of at most 128 queries and 128 keys on Hopper, on chip: one launch, each tensor
+// read or written once, every sum in a fixed order. Up to 64 rows a block takes two heads of a sequence, one to each of
+// its two warpgroups; beyond, both do one head, 64 keys (and for dq 64 queries) each.
 //
 // P^T is an operand in registers; dS^T goes to shared memory, for dk = dS^T Q and dq = dS K.
 #ifndef FLASHATTN_HOPPER_BACKWARD_SHORT_CUH
@@ -197,8 +197,8 @@ struct ShortHead {
       product_wait<0>();
       keep(dv);
       sync();  // dS^T is whole, dO done with: it carries the results out
-      write_gradient<T, C::D>(dv, p.dropout.scale, stage, head_row<T>(p.a.dv, s.k0 + first_row(), p.a.dv_stride, h, C::D),
-                              p.a.dv_stride, existing, valid);
+      T *target = head_row<T>(p.a.dv, s.k0 + first_row(), p.a.dv_stride, h, C::D);
+      write_gradient<T, C::D>(dv, p.dropout.scale, stage, target, p.a.dv_stride, existing, valid);
     }
     float dk[C::D / 2], dq[C::D / 2];
 #pragma unroll
@@ -228,7 +228,9 @@ __global__ void __launch_bounds__(C::Threads, C::Blocks)
   if (b < p.a.B && heads > 0) {
     const Sequence s = find_sequence(p.a, b);
     if (s.nq <= kGroupRows && s.nk <= kGroupRows) {  // every second block, for two heads
-      if (h % 2 == 0 && h + group < p.a.H && (s.nq > 0 || s.nk > 0)) ShortHead<C, 1>{p, base, s, b, h + group, group}.run();
+      if (h % 2 == 0 && h + group < p.a.H && (s.nq > 0 || s.nk > 0)) {
+        ShortHead<C, 1>{p, base, s, b, h + group, group}.run();
+      }
     } else {
       ShortHead<C, 2>{p, base, s, b, h, group}.run();
     }
