@@ -184,8 +184,21 @@ buildTest("CUDA sources are compiled for the architectures, Hopper's for sm_90a 
     calls[1] ?? "",
     "-gencode arch=compute_90a,code=sm_90a -c cuda/attention/wgmma_sm90a.cu",
   );
-  assertMatch(calls[2] ?? "", /-shared -cudart static -o build\/libflashattn\.so\.part /);
+  assertMatch(
+    calls[2] ?? "",
+    /-shared -cudart static .*--version-script=cuda\/exports\.map -o build\/libflashattn\.so\.part /,
+  );
   assert(fileExists("build/libflashattn.so"));
+
+  // Code of sm_80 runs on sm_86 and sm_89: only the attention kernels are compiled for each.
+  write("cuda/plain.cu", "");
+  Deno.removeSync(`${root}/calls.txt`);
+  assertDone(await attempt(["--arch", "80,86,90"]));
+  const plain = Deno.readTextFileSync(`${root}/calls.txt`).split("\n").find((call) =>
+    call.includes("-c cuda/plain.cu")
+  );
+  assertStringIncludes(plain ?? "", "code=sm_80 -gencode arch=compute_90,code=sm_90 -c");
+  assert(!(plain ?? "").includes("sm_86"));
 });
 
 buildTest("--cuda without nvcc says what to install", async () => {
