@@ -45,6 +45,13 @@ struct ShortHead {
   __device__ __forceinline__ uint32_t lse(int set) const { return base + C::StatsOffset + set * 2 * kGroupRows * 4; }
   __device__ __forceinline__ uint32_t delta(int set) const { return lse(set) + kGroupRows * 4; }
 
+  // The sequence read again: kept through the products, it would push registers out to memory.
+  __device__ __forceinline__ Sequence again() const {
+    int same = b;
+    asm volatile("" : "+r"(same));  // so that the compiler does not see the same load
+    return find_sequence(p.a, same);
+  }
+
   __device__ __forceinline__ int first_row() const { return Tiles == 2 ? group * kGroupRows : 0; }
   __device__ __forceinline__ int query_set(int qt) const { return Tiles == 2 ? qt : group; }
   __device__ __forceinline__ void sync() const {
@@ -99,6 +106,7 @@ struct ShortHead {
   }
 
   __device__ __forceinline__ void mask(float (&x)[kGroupRows / 2], int qt) const {
+    const Sequence s = again();
     const bool causal = p.a.causal;
     if (!causal && first_row() + kGroupRows <= s.keys) return;
     int limit[2];
@@ -179,15 +187,14 @@ struct ShortHead {
     fence_async_proxy();
     sync();
     const Dropout dropout(p.dropout);
-    const int existing = s.nk - first_row(), valid = s.keys - first_row();
     const uint32_t stage = dout(group);
+    float dv[C::D / 2];
     {
       uint32_t pt[Tiles][kGroupRows / 4];
       store_statistics(out, row_lse);
       sync();
 #pragma unroll
       for (int qt = 0; qt < Tiles; qt++) differentiate(pt[qt], dropout, qt);
-      float dv[C::D / 2];
 #pragma unroll
       for (int i = 0; i < C::D / 2; i++) dv[i] = 0.0f;
       keep(dv);
@@ -197,9 +204,11 @@ struct ShortHead {
       product_wait<0>();
       keep(dv);
       sync();  // dS^T is whole, dO done with: it carries the results out
-      T *target = head_row<T>(p.a.dv, s.k0 + first_row(), p.a.dv_stride, h, C::D);
-      write_gradient<T, C::D>(dv, p.dropout.scale, stage, target, p.a.dv_stride, existing, valid);
     }
+    const Sequence s = again();
+    const int existing = s.nk - first_row(), valid = s.keys - first_row();
+    write_gradient<T, C::D>(dv, p.dropout.scale, stage, head_row<T>(p.a.dv, s.k0 + first_row(), p.a.dv_stride, h, C::D),
+                            p.a.dv_stride, existing, valid);
     float dk[C::D / 2], dq[C::D / 2];
 #pragma unroll
     for (int i = 0; i < C::D / 2; i++) dk[i] = 0.0f;
