@@ -41,7 +41,8 @@ fa_status check_data(fa_ctx *ctx, const char *op, const char *name, const void *
 fa_status check_dropout(fa_ctx *ctx, const char *op, float p, const uint64_t *rng) {
   FA_REQUIRE(ctx, p >= 0 && p < 1, FA_INVALID, "Cannot run %s as dropout must be in [0, 1): current value is %g", op,
              (double)p);
-  FA_REQUIRE(ctx, p == 0 || rng, FA_INVALID, "Cannot run %s as rng must not be NULL where dropout is %g", op, (double)p);
+  FA_REQUIRE(ctx, p == 0 || rng, FA_INVALID, "Cannot run %s as rng must not be NULL where dropout is %g", op,
+             (double)p);
   return FA_OK;
 }
 
@@ -69,8 +70,8 @@ fa_status fa_workspace_bytes(fa_ctx *ctx, int64_t rows, int64_t columns, int64_t
   CHECK_SIZE(rows);
   CHECK_SIZE(columns);
   CHECK_SIZE(table_rows);
-  FA_REQUIRE(ctx, columns < INT64_MAX / 1024, FA_INVALID, "Cannot run %s as columns must be less: current value is %lld",
-             op, (long long)columns);
+  FA_REQUIRE(ctx, columns < INT64_MAX / 1024, FA_INVALID,
+             "Cannot run %s as columns must be less: current value is %lld", op, (long long)columns);
   *bytes = column_sum_bytes(2, columns);
   return FA_OK;
 }
@@ -89,8 +90,8 @@ fa_status fa_gemm(fa_ctx *ctx, const fa_gemm_args *args) {
              "Cannot run %s as epilogue must be in 0 .. 3: current value is %d", op, g.epilogue);
   int32_t a_row = g.trans_a ? g.m : g.k, b_row = g.trans_b ? g.k : g.n;
   FA_REQUIRE(ctx, g.lda >= a_row && g.ldb >= b_row && g.ldc >= g.n, FA_INVALID,
-             "Cannot run %s as lda, ldb, ldc must be at least %d, %d, %d: current values are %lld, %lld, %lld", op, a_row,
-             b_row, g.n, (long long)g.lda, (long long)g.ldb, (long long)g.ldc);
+             "Cannot run %s as lda, ldb, ldc must be at least %d, %d, %d: current values are %lld, %lld, %lld", op,
+             a_row, b_row, g.n, (long long)g.lda, (long long)g.ldb, (long long)g.ldc);
   if (g.m && g.n) CHECK(check_data(ctx, op, "c", g.c));
   if (g.m && g.k && g.n) CHECK(check_data(ctx, op, "a", g.a));
   if (g.k && g.n && (g.m || g.epilogue == FA_EPILOGUE_BIAS_GRAD)) CHECK(check_data(ctx, op, "b", g.b));
@@ -100,7 +101,7 @@ fa_status fa_gemm(fa_ctx *ctx, const fa_gemm_args *args) {
   return submit(ctx, [=] { ctx->kernels->gemm(g); });
 }
 
-// ---- attention -------------------------------------------------------------------------------------------------------
+// ---- attention ----------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -123,8 +124,9 @@ fa_status check_attention_numbers(fa_ctx *ctx, const char *op, const fa_attentio
 
 fa_status check_stride(fa_ctx *ctx, const char *op, const char *name, int64_t stride, const fa_attention_args &a) {
   int64_t least = (int64_t)a.H * a.D;
-  FA_REQUIRE(ctx, stride >= least, FA_INVALID, "Cannot run %s as %s must be at least H * D = %lld: current value is %lld",
-             op, name, (long long)least, (long long)stride);
+  FA_REQUIRE(ctx, stride >= least, FA_INVALID,
+             "Cannot run %s as %s must be at least H * D = %lld: current value is %lld", op, name, (long long)least,
+             (long long)stride);
   return FA_OK;
 }
 
@@ -200,7 +202,7 @@ fa_status fa_attention_backward(fa_ctx *ctx, const fa_attention_args *args) {
   return submit(ctx, [=] { ctx->kernels->attention_backward(a); });
 }
 
-// ---- embedding, norm, feed-forward -----------------------------------------------------------------------------------
+// ---- embedding, norm, feed-forward --------------------------------------------------------------------------------
 
 fa_status fa_embedding_forward(fa_ctx *ctx, void *out, const int32_t *ids, const int32_t *pos, const void *table,
                                const float *positions, int32_t rows, int32_t C, int32_t V, int32_t P, float scale,
@@ -234,9 +236,10 @@ fa_status fa_embedding_forward(fa_ctx *ctx, void *out, const int32_t *ids, const
   return submit(ctx, [=] { ctx->kernels->embedding_forward(e); });
 }
 
-fa_status fa_embedding_backward(fa_ctx *ctx, float *dtable, const int32_t *ids, const void *dout, int32_t rows, int32_t C,
-                                int32_t V, int32_t skip_id, float scale, float dropout, const uint64_t *rng, uint32_t site,
-                                int32_t dtype, int32_t accumulate, void *workspace, int64_t workspace_bytes) {
+fa_status fa_embedding_backward(fa_ctx *ctx, float *dtable, const int32_t *ids, const void *dout, int32_t rows,
+                                int32_t C, int32_t V, int32_t skip_id, float scale, float dropout, const uint64_t *rng,
+                                uint32_t site, int32_t dtype, int32_t accumulate, void *workspace,
+                                int64_t workspace_bytes) {
   const char *op = "fa_embedding_backward";
   if (!ctx) return FA_INVALID;
   CHECK(check_type(ctx, op, dtype));
@@ -333,9 +336,9 @@ fa_status fa_bias_relu_dropout_forward(fa_ctx *ctx, void *y, const void *x, cons
   });
 }
 
-fa_status fa_bias_relu_dropout_backward(fa_ctx *ctx, void *dx, float *dbias, const void *dy, const void *y, int32_t rows,
-                                        int32_t n, float dropout, int32_t dtype, int32_t accumulate, void *workspace,
-                                        int64_t workspace_bytes) {
+fa_status fa_bias_relu_dropout_backward(fa_ctx *ctx, void *dx, float *dbias, const void *dy, const void *y,
+                                        int32_t rows, int32_t n, float dropout, int32_t dtype, int32_t accumulate,
+                                        void *workspace, int64_t workspace_bytes) {
   const char *op = "fa_bias_relu_dropout_backward";
   if (!ctx) return FA_INVALID;
   CHECK(check_type(ctx, op, dtype));
@@ -384,7 +387,7 @@ fa_status fa_add(fa_ctx *ctx, void *out, const void *a, const void *b, int64_t n
   return submit(ctx, [=] { ctx->kernels->add((float *)out, (const float *)a, (const float *)b, n); });
 }
 
-// ---- sums, loss, optimizer, decoding ---------------------------------------------------------------------------------
+// ---- sums, loss, optimizer, decoding ------------------------------------------------------------------------------
 
 fa_status fa_column_sum(fa_ctx *ctx, float *out, const void *x, int32_t rows, int32_t n, int64_t stride, int32_t dtype,
                         int32_t accumulate, void *workspace, int64_t workspace_bytes) {
@@ -393,8 +396,8 @@ fa_status fa_column_sum(fa_ctx *ctx, float *out, const void *x, int32_t rows, in
   CHECK(check_type(ctx, op, dtype));
   CHECK_SIZE(rows);
   CHECK_SIZE(n);
-  FA_REQUIRE(ctx, stride >= n, FA_INVALID, "Cannot run %s as stride must be at least n = %d: current value is %lld", op, n,
-             (long long)stride);
+  FA_REQUIRE(ctx, stride >= n, FA_INVALID, "Cannot run %s as stride must be at least n = %d: current value is %lld", op,
+             n, (long long)stride);
   if (n) CHECK_DATA(out);
   if (n && rows) CHECK_DATA(x);
   CHECK(check_workspace(ctx, op, workspace, workspace_bytes, column_sum_bytes(1, n)));
@@ -422,8 +425,8 @@ fa_status fa_cross_entropy(fa_ctx *ctx, float *loss, float *nll, int32_t *correc
   CHECK(check_type(ctx, op, dtype));
   CHECK_SIZE(rows);
   FA_REQUIRE(ctx, V >= 1, FA_INVALID, "Cannot run %s as V must be at least 1: current value is %d", op, V);
-  FA_REQUIRE(ctx, stride >= V, FA_INVALID, "Cannot run %s as stride must be at least V = %d: current value is %lld", op, V,
-             (long long)stride);
+  FA_REQUIRE(ctx, stride >= V, FA_INVALID, "Cannot run %s as stride must be at least V = %d: current value is %lld", op,
+             V, (long long)stride);
   FA_REQUIRE(ctx, smoothing >= 0 && smoothing <= 1, FA_INVALID,
              "Cannot run %s as smoothing must be in [0, 1]: current value is %g", op, (double)smoothing);
   if (rows) {
@@ -484,8 +487,8 @@ fa_status fa_topk(fa_ctx *ctx, float *scores, int32_t *ids, const void *logits, 
   CHECK_SIZE(rows);
   FA_REQUIRE(ctx, k >= 1 && k <= 64 && k <= V, FA_INVALID,
              "Cannot run %s as k must be in 1 .. min(64, V = %d): current value is %d", op, V, k);
-  FA_REQUIRE(ctx, stride >= V, FA_INVALID, "Cannot run %s as stride must be at least V = %d: current value is %lld", op, V,
-             (long long)stride);
+  FA_REQUIRE(ctx, stride >= V, FA_INVALID, "Cannot run %s as stride must be at least V = %d: current value is %lld", op,
+             V, (long long)stride);
   if (rows) {
     CHECK_DATA(scores);
     CHECK_DATA(ids);

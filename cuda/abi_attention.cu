@@ -31,8 +31,8 @@ fa_status check_tensor(fa_ctx *ctx, const fa_attention_args &a, const void *poin
   FA_TRY(check_pointer(ctx, pointer, name));
   const int64_t width = static_cast<int64_t>(a.H) * a.D;
   if (stride < width || stride % 8 != 0) {
-    return fail(ctx, FA_INVALID, "the stride of %s must be a multiple of 8 and >= H * D = %lld: current value is %lld", name,
-                static_cast<long long>(width), static_cast<long long>(stride));
+    return fail(ctx, FA_INVALID, "the stride of %s must be a multiple of 8 and >= H * D = %lld: current value is %lld",
+                name, static_cast<long long>(width), static_cast<long long>(stride));
   }
   return FA_OK;
 }

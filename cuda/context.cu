@@ -68,10 +68,11 @@ std::vector<int> usable_devices(char *message, int32_t capacity) {
   const cudaError_t error = cudaGetDeviceCount(&count);
   cudaGetLastError();
   if (error == cudaErrorInsufficientDriver) {
-    put_message(message, capacity,
-                "the NVIDIA driver supports CUDA %d.%d and this library was built with CUDA %d.%d: update the driver or "
-                "build with an older toolkit",
-                driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    put_message(
+        message, capacity,
+        "the NVIDIA driver supports CUDA %d.%d and this library was built with CUDA %d.%d: update the driver or "
+        "build with an older toolkit",
+        driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     return usable;
   }
   if (error != cudaSuccess && error != cudaErrorNoDevice) {
@@ -85,7 +86,8 @@ std::vector<int> usable_devices(char *message, int32_t capacity) {
     if (major >= 8) {
       usable.push_back(i);
     } else {
-      put_message(message, capacity, "GPU %d has compute capability %d.%d and 8.0 or higher is needed", i, major, minor);
+      put_message(message, capacity, "GPU %d has compute capability %d.%d and 8.0 or higher is needed", i, major,
+                  minor);
     }
   }
   if (count == 0 || error == cudaErrorNoDevice) {
@@ -133,7 +135,8 @@ fa_status check_cuda(fa_ctx *ctx, cudaError_t error, const char *what, const cha
   if (error == cudaSuccess) return FA_OK;
   cudaGetLastError();  // not to be found again by the next launch check
   const fa_status status = status_of(error);
-  fail(ctx, status, "%s (%s) at %s, %s:%d", cudaGetErrorString(error), cudaGetErrorName(error), what, base_name(file), line);
+  fail(ctx, status, "%s (%s) at %s, %s:%d", cudaGetErrorString(error), cudaGetErrorName(error), what, base_name(file),
+       line);
   if (is_sticky(error)) ctx->failed = status;
   return status;
 }
@@ -159,7 +162,8 @@ fa_status check_pointer(fa_ctx *ctx, const void *pointer, const char *name, uint
 
 fa_status check_optional(fa_ctx *ctx, const void *pointer, const char *name, uintptr_t alignment) {
   if (reinterpret_cast<uintptr_t>(pointer) % alignment != 0) {
-    return fail(ctx, FA_INVALID, "%s must lie on %d bytes: current value is %p", name, static_cast<int>(alignment), pointer);
+    return fail(ctx, FA_INVALID, "%s must lie on %d bytes: current value is %p", name, static_cast<int>(alignment),
+                pointer);
   }
   return FA_OK;
 }

@@ -106,7 +106,7 @@ fa_status entry(fa_ctx *ctx, const char *name, Body &&body) {
   }
 }
 
-// ---- argument checks: each returns FA_OK or FA_INVALID with a message -------------------------------------------------
+// ---- argument checks: each returns FA_OK or FA_INVALID with a message ---------------------------------------------
 
 fa_status check_pointer(fa_ctx *ctx, const void *pointer, const char *name, uintptr_t alignment = 16);
 // For pointers that may be NULL.

@@ -1,6 +1,6 @@
 // The part of cuBLASLt's C interface that gemm.cu uses, declared here because the library is opened at run time and its
-// headers are no part of a minimal toolkit. Names, values and layouts are those of NVIDIA's cuBLAS documentation, the same
-// in cuBLAS 12 and 13.
+// headers are no part of a minimal toolkit. Names, values and layouts are those of NVIDIA's cuBLAS documentation, the
+// same in cuBLAS 12 and 13.
 #ifndef FLASHATTN_CUBLASLT_CUH
 #define FLASHATTN_CUBLASLT_CUH
 
@@ -70,9 +70,9 @@ struct Library {
   Status (*preference_set)(Preference, int attribute, const void *value, size_t bytes) = nullptr;
   Status (*heuristic)(Handle, MatmulDesc, Layout a, Layout b, Layout c, Layout d, Preference, int requested,
                       HeuristicResult *, int *returned) = nullptr;
-  Status (*matmul)(Handle, MatmulDesc, const void *alpha, const void *a, Layout, const void *b, Layout, const void *beta,
-                   const void *c, Layout, void *d, Layout, const Algo *, void *workspace, size_t workspace_bytes,
-                   cudaStream_t) = nullptr;
+  Status (*matmul)(Handle, MatmulDesc, const void *alpha, const void *a, Layout, const void *b, Layout,
+                   const void *beta, const void *c, Layout, void *d, Layout, const Algo *, void *workspace,
+                   size_t workspace_bytes, cudaStream_t) = nullptr;
 };
 
 }  // namespace lt

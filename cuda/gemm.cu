@@ -1,6 +1,6 @@
-// Matrix products on cuBLASLt, which is opened when the first product is asked for. cuBLASLt is column-major: a row-major
-// c [m, n] is its transpose [n, m] there, so b goes in as its A and a as its B. What cuBLASLt has no algorithm for (odd
-// alignments, a bias in another type than c) is done by the plain kernels below.
+// Matrix products on cuBLASLt, which is opened when the first product is asked for. cuBLASLt is column-major: a
+// row-major c [m, n] is its transpose [n, m] there, so b goes in as its A and a as its B. What cuBLASLt has no
+// algorithm for (odd alignments, a bias in another type than c) is done by the plain kernels below.
 #include <dlfcn.h>
 
 #include <cstdlib>
@@ -56,7 +56,7 @@ void GemmStateDeleter::operator()(GemmState *state) const { delete state; }
 
 namespace {
 
-// ---- plain kernels ---------------------------------------------------------------------------------------------------
+// ---- plain kernels ------------------------------------------------------------------------------------------------
 
 // Any operand as float.
 __device__ __forceinline__ float element(const void *data, int64_t i, int dtype) {
@@ -90,7 +90,8 @@ __global__ __launch_bounds__(256) void plain_gemm_kernel(fa_gemm_args g) {
   __shared__ float a_tile[tile][tile + 1], b_tile[tile][tile + 1];
   const int x = threadIdx.x, y = threadIdx.y;  // 32 x 8
   const int64_t column0 = static_cast<int64_t>(blockIdx.x) * tile;
-  for (int64_t row0 = static_cast<int64_t>(blockIdx.y) * tile; row0 < g.m; row0 += static_cast<int64_t>(gridDim.y) * tile) {
+  for (int64_t row0 = static_cast<int64_t>(blockIdx.y) * tile; row0 < g.m;
+       row0 += static_cast<int64_t>(gridDim.y) * tile) {
     float sum[4] = {};
     for (int64_t k0 = 0; k0 < g.k; k0 += tile) {
       for (int i = y; i < tile; i += 8) {
@@ -115,7 +116,8 @@ __global__ __launch_bounds__(256) void plain_gemm_kernel(fa_gemm_args g) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int64_t row = row0 + y + 8 * i, column = column0 + x;
-      if (row < g.m && column < g.n) set_element(g.c, row * g.ldc + column, g.dtype_c, finish_element(g, row, column, sum[i]));
+      if (row < g.m && column < g.n)
+        set_element(g.c, row * g.ldc + column, g.dtype_c, finish_element(g, row, column, sum[i]));
     }
   }
 }
@@ -133,8 +135,8 @@ __global__ __launch_bounds__(256) void bias_kernel(fa_gemm_args g) {
 }
 
 // out[row] (+)= the sum of a row of x [rows, columns]; one warp a row.
-__global__ __launch_bounds__(256) void row_sum_kernel(float *out, const void *x, int dtype, int64_t rows, int64_t columns,
-                                                      int64_t stride, bool accumulate) {
+__global__ __launch_bounds__(256) void row_sum_kernel(float *out, const void *x, int dtype, int64_t rows,
+                                                      int64_t columns, int64_t stride, bool accumulate) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * 8 + (threadIdx.x >> 5);
   if (row >= rows) return;
   float sum = 0.0f;
@@ -160,17 +162,18 @@ fa_status add_bias(fa_ctx *ctx, const fa_gemm_args &args) {
 fa_status bias_gradient(fa_ctx *ctx, const fa_gemm_args &args) {
   const bool accumulate = args.beta != 0.0f;
   if (args.trans_b) {
-    row_sum_kernel<<<static_cast<unsigned>(ceil_div(args.n, 8)), 256, 0, ctx->stream>>>(args.bias_grad, args.b, args.dtype,
-                                                                                        args.n, args.k, args.ldb, accumulate);
+    row_sum_kernel<<<static_cast<unsigned>(ceil_div(args.n, 8)), 256, 0, ctx->stream>>>(
+        args.bias_grad, args.b, args.dtype, args.n, args.k, args.ldb, accumulate);
     return FA_LAUNCHED(ctx, "row_sum_kernel");
   }
   if (column_sum_bytes(ctx, args.k, args.n) <= static_cast<int64_t>(gemm_workspace_bytes)) {
-    return column_sum(ctx, args.bias_grad, args.b, args.k, args.n, args.ldb, args.dtype, accumulate, ctx->gemm->workspace);
+    return column_sum(ctx, args.bias_grad, args.b, args.k, args.n, args.ldb, args.dtype, accumulate,
+                      ctx->gemm->workspace);
   }
   return fail(ctx, FA_UNSUPPORTED, "n is too large for the bias gradient: current value is %d", args.n);
 }
 
-// ---- cuBLASLt --------------------------------------------------------------------------------------------------------
+// ---- cuBLASLt -----------------------------------------------------------------------------------------------------
 
 bool open_first(lt::Library &library, std::string &tried) {
   std::string folders[4];
@@ -198,10 +201,11 @@ bool bind(const lt::Library &library, Function &function, const char *name) {
 fa_status open_library(fa_ctx *ctx, lt::Library &library) {
   std::string tried;
   if (!open_first(library, tried)) {
-    return fail(ctx, FA_LIBRARY,
-                "cuBLASLt (libcublasLt.so.13 or .12) was not found in %s: install the CUDA toolkit's cuBLAS (Debian, Ubuntu: "
-                "libcublas-13-0 or libcublas-12-x), or set CUDA_HOME or LD_LIBRARY_PATH to where it is",
-                tried.c_str());
+    return fail(
+        ctx, FA_LIBRARY,
+        "cuBLASLt (libcublasLt.so.13 or .12) was not found in %s: install the CUDA toolkit's cuBLAS (Debian, Ubuntu: "
+        "libcublas-13-0 or libcublas-12-x), or set CUDA_HOME or LD_LIBRARY_PATH to where it is",
+        tried.c_str());
   }
   const bool complete = bind(library, library.create, "cublasLtCreate") &&
                         bind(library, library.destroy, "cublasLtDestroy") &&
@@ -229,7 +233,9 @@ fa_status open_gemm(fa_ctx *ctx) {
   return FA_OK;
 }
 
-cudaDataType data_type(int32_t dtype) { return dtype == FA_BF16 ? CUDA_R_16BF : dtype == FA_F16 ? CUDA_R_16F : CUDA_R_32F; }
+cudaDataType data_type(int32_t dtype) {
+  return dtype == FA_BF16 ? CUDA_R_16BF : dtype == FA_F16 ? CUDA_R_16F : CUDA_R_32F;
+}
 
 // The largest power of two up to 256 that divides an address and a row's bytes: what an algorithm may assume.
 int alignment_of(const void *pointer, int64_t ld, int32_t dtype) {
@@ -272,7 +278,8 @@ lt::Status choose(const GemmState &state, Plan &plan, const fa_gemm_args &g, int
   prefer(lt::preference_min_alignment_d_bytes, static_cast<uint32_t>(alignment[2]));
   int found = 0;
   if (status == 0) {
-    status = library.heuristic(state.handle, plan.desc, plan.a, plan.b, plan.c, plan.c, preference, 1, &plan.choice, &found);
+    status =
+        library.heuristic(state.handle, plan.desc, plan.a, plan.b, plan.c, plan.c, preference, 1, &plan.choice, &found);
   }
   if (preference != nullptr) library.preference_destroy(preference);
   plan.usable = status == 0 && found > 0 && plan.choice.state == 0;
@@ -300,8 +307,8 @@ fa_status run_plan(fa_ctx *ctx, const Plan &plan, const fa_gemm_args &g, int epi
     status = state.library.desc_set(plan.desc, lt::desc_bias_pointer, &g.bias, sizeof(g.bias));
   }
   if (status == 0) {
-    status = state.library.matmul(state.handle, plan.desc, &g.alpha, g.b, plan.a, g.a, plan.b, &g.beta, g.c, plan.c, g.c,
-                                  plan.c, &plan.choice.algo, state.workspace, gemm_workspace_bytes, ctx->stream);
+    status = state.library.matmul(state.handle, plan.desc, &g.alpha, g.b, plan.a, g.a, plan.b, &g.beta, g.c, plan.c,
+                                  g.c, plan.c, &plan.choice.algo, state.workspace, gemm_workspace_bytes, ctx->stream);
   }
   FA_TRY(FA_LAUNCHED(ctx, "cublasLtMatmul"));
   if (status != 0) {
@@ -310,8 +317,8 @@ fa_status run_plan(fa_ctx *ctx, const Plan &plan, const fa_gemm_args &g, int epi
   return FA_OK;
 }
 
-// The epilogue that cuBLASLt is to do; what it cannot do follows in kernels of our own. Its bias gradients (BGRADA) are left
-// alone: on an H200 they cost two to three times what the column sum beside the product does.
+// The epilogue that cuBLASLt is to do; what it cannot do follows in kernels of our own. Its bias gradients (BGRADA) are
+// left alone: on an H200 they cost two to three times what the column sum beside the product does.
 int fused_epilogue(const fa_gemm_args &g) {
   if (g.dtype != g.dtype_c) return lt::epilogue_default;
   if (g.epilogue == FA_EPILOGUE_BIAS) return lt::epilogue_bias;
@@ -358,7 +365,8 @@ fa_status check_gemm(fa_ctx *ctx, const fa_gemm_args &g) {
   const uintptr_t unit = static_cast<uintptr_t>(dtype_bytes(g.dtype));
   const bool product = g.m > 0 && g.n > 0 && g.k > 0;
   if (product) FA_TRY(check_pointer(ctx, g.a, "a", unit));
-  if (product || (g.epilogue == FA_EPILOGUE_BIAS_GRAD && g.n > 0 && g.k > 0)) FA_TRY(check_pointer(ctx, g.b, "b", unit));
+  if (product || (g.epilogue == FA_EPILOGUE_BIAS_GRAD && g.n > 0 && g.k > 0))
+    FA_TRY(check_pointer(ctx, g.b, "b", unit));
   if (g.m > 0 && g.n > 0) FA_TRY(check_pointer(ctx, g.c, "c", static_cast<uintptr_t>(dtype_bytes(g.dtype_c))));
   if (g.n == 0) return FA_OK;
   if (g.epilogue == FA_EPILOGUE_BIAS_GRAD) return check_pointer(ctx, g.bias_grad, "bias_grad", 4);

@@ -101,8 +101,8 @@ fa_status launch_copy_rows(fa_ctx *ctx, void *dst, int64_t dst_stride, int dst_r
   const dim3 block(width, 256 / width);
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(ceil_div(rows, block.y), INT32_MAX));
   copy_rows_kernel<Word><<<grid, block, 0, ctx->stream>>>(static_cast<char *>(dst), dst_stride, dst_rows, dst_index,
-                                                          static_cast<const char *>(src), src_stride, src_rows, src_index,
-                                                          rows, words);
+                                                          static_cast<const char *>(src), src_stride, src_rows,
+                                                          src_index, rows, words);
   return FA_LAUNCHED(ctx, "copy_rows_kernel");
 }
 
@@ -144,7 +144,8 @@ extern "C" FA_EXPORT fa_status fa_alloc(fa_ctx *ctx, int64_t bytes, void **out) 
       size_t free_bytes = 0, total_bytes = 0;
       cudaMemGetInfo(&free_bytes, &total_bytes);
       return fail(ctx, FA_OUT_OF_MEMORY, "cannot allocate %lld bytes: %lld of %lld bytes are free",
-                  static_cast<long long>(bytes), static_cast<long long>(free_bytes), static_cast<long long>(total_bytes));
+                  static_cast<long long>(bytes), static_cast<long long>(free_bytes),
+                  static_cast<long long>(total_bytes));
     }
     FA_TRY(FA_CUDA(ctx, error));
     try {
@@ -164,7 +165,8 @@ extern "C" FA_EXPORT fa_status fa_free(fa_ctx *ctx, void *ptr) {
     FA_TRY(fa::not_while_capturing(ctx));
     const auto found = ctx->allocations.find(ptr);
     if (found == ctx->allocations.end()) {
-      return fail(ctx, FA_INVALID, "ptr must come from fa_alloc of this context and not be freed: current value is %p", ptr);
+      return fail(ctx, FA_INVALID, "ptr must come from fa_alloc of this context and not be freed: current value is %p",
+                  ptr);
     }
     FA_TRY(FA_CUDA(ctx, cudaStreamSynchronize(ctx->stream)));
     ctx->allocations.erase(found);
@@ -215,7 +217,8 @@ extern "C" FA_EXPORT fa_status fa_download(fa_ctx *ctx, void *host, const void *
 
 extern "C" FA_EXPORT fa_status fa_copy_rows(fa_ctx *ctx, void *dst, int64_t dst_stride, int32_t dst_rows,
                                             const int32_t *dst_index, const void *src, int64_t src_stride,
-                                            int32_t src_rows, const int32_t *src_index, int32_t rows, int32_t row_bytes) {
+                                            int32_t src_rows, const int32_t *src_index, int32_t rows,
+                                            int32_t row_bytes) {
   return entry(ctx, "fa_copy_rows", [&]() -> fa_status {
     FA_TRY(fa::check_range(ctx, rows, 0, INT32_MAX, "rows"));
     FA_TRY(fa::check_range(ctx, row_bytes, 0, INT32_MAX, "row_bytes"));
@@ -255,7 +258,8 @@ extern "C" FA_EXPORT fa_status fa_cast(fa_ctx *ctx, void *dst, int32_t dst_dtype
       return fa::by_dtype(src_dtype, [&](auto from) {
         using To = decltype(to);
         using From = decltype(from);
-        fa::cast_kernel<To, From><<<grid, 256, 0, ctx->stream>>>(static_cast<To *>(dst), static_cast<const From *>(src), n);
+        fa::cast_kernel<To, From>
+            <<<grid, 256, 0, ctx->stream>>>(static_cast<To *>(dst), static_cast<const From *>(src), n);
         return FA_LAUNCHED(ctx, "cast_kernel");
       });
     });

@@ -1,5 +1,6 @@
-// Dropout masks of flashattn.h: Philox4x32-7 (Salmon et al. 2011) by position, so that a mask depends on seed, step, site
-// and position alone. Host code makes a DropoutParams; a kernel turns it into a Dropout and asks for eight values a call.
+// Dropout masks of flashattn.h: Philox4x32-7 (Salmon et al. 2011) by position, so that a mask depends on seed, step,
+// site and position alone. Host code makes a DropoutParams; a kernel turns it into a Dropout and asks for eight values
+// a call.
 #ifndef FLASHATTN_PHILOX_CUH
 #define FLASHATTN_PHILOX_CUH
 

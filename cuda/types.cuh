@@ -26,8 +26,8 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloa
 template <>
 __device__ __forceinline__ f16 from_float<f16>(float x) { return __float2half_rn(x); }
 
-// Eight consecutive elements: one 16-byte access of 16-bit types, two of float. Kept as words, as the compiler would hold
-// single 16-bit elements in a register each.
+// Eight consecutive elements: one 16-byte access of 16-bit types, two of float. Kept as words, as the compiler would
+// hold single 16-bit elements in a register each.
 template <class T>
 struct Pack {
   static constexpr int words = sizeof(T) / 2;

@@ -1,8 +1,8 @@
 // The matrix product: blocked, packed and register-tiled, as Goto and van de Geijn (2008) lay it out.
 //
-// k is cut into chunks. Of each chunk all threads pack op(b) into panels of NR columns, which they share; then they take
-// tiles of c, pack their rows of op(a) into panels of MR rows, and run the micro-kernel on pairs of panels. An element of
-// c is always the sum of the same products in the same order, whatever the tiles and the number of threads.
+// k is cut into chunks. Of each chunk all threads pack op(b) into panels of NR columns, which they share; then they
+// take tiles of c, pack their rows of op(a) into panels of MR rows, and run the micro-kernel on pairs of panels. An
+// element of c is always the sum of the same products in the same order, whatever the tiles and the number of threads.
 #include <math.h>
 #include <stdlib.h>
 
@@ -75,8 +75,8 @@ FA_INLINE void transpose(vf (&x)[W]) {
   }
 }
 
-/// out[p * width + r] = x[r * stride + p] for p < W and W rows of x, or as many as fit the panel from its row `first`. Writes
-/// W floats for each p, those beyond the panel to be overwritten by what is packed next.
+/// out[p * width + r] = x[r * stride + p] for p < W and W rows of x, or as many as fit the panel from its row `first`.
+/// Writes W floats for each p, those beyond the panel to be overwritten by what is packed next.
 template <int rows>
 FA_INLINE void pack_tile(float *out, int width, const float *x, int64_t stride) {
   vf tile[W];
@@ -87,8 +87,8 @@ FA_INLINE void pack_tile(float *out, int width, const float *x, int64_t stride) 
   for (int p = 0; p < W; p++) store(out + p * width, tile[p]);
 }
 
-/// out[p * width + r] = x[r * stride + p] for r < rows <= width, p < k; rows up to `width` are 0. May write W floats past
-/// the end: panels are packed in ascending order.
+/// out[p * width + r] = x[r * stride + p] for r < rows <= width, p < k; rows up to `width` are 0. May write W floats
+/// past the end: panels are packed in ascending order.
 template <int width>
 void pack_transposed(float *out, const float *x, int64_t stride, int rows, int64_t k) {
   static_assert(width <= W || width == 2 * W, "what a second tile writes past the panel would be lost");
@@ -217,7 +217,8 @@ void pack_b(const fa_gemm_args &g, float *out, int64_t column, int64_t columns, 
 void pack_a(const fa_gemm_args &g, float *out, int64_t row, int64_t rows, int64_t p, int64_t k) {
   const float *a = (const float *)g.a;
   int64_t whole = g.trans_a ? rows / MR * MR : 0;
-  // Of a transposed a whole rows are read: a few floats here and there would waste cache lines and address translations.
+  // Of a transposed a whole rows are read: a few floats here and there would waste cache lines and address
+  // translations.
   for (int64_t q = 0; q < k && whole > 0; q++) {
     const float *from = a + (p + q) * g.lda + row;
     for (int64_t r = 0; r < whole; r += MR) memcpy(out + r * k + q * MR, from + r, MR * sizeof(float));
@@ -241,7 +242,8 @@ struct Chunk {
 };
 
 /// c[row .. row + rows, column .. column + columns] takes in one chunk; `a` is this thread's buffer.
-void tile(const fa_gemm_args &g, const Chunk &chunk, int64_t row, int64_t rows, int64_t column, int64_t columns, float *a) {
+void tile(const fa_gemm_args &g, const Chunk &chunk, int64_t row, int64_t rows, int64_t column, int64_t columns,
+          float *a) {
   bool last = chunk.p + chunk.k == g.k;
   bool bias = last && (g.epilogue == FA_EPILOGUE_BIAS || g.epilogue == FA_EPILOGUE_BIAS_RELU);
   pack_a(g, a, row, rows, chunk.p, chunk.k);
@@ -345,7 +347,8 @@ void bias_gradient(const fa_gemm_args &g) {
       }
       for (int64_t j = 0; j < BLOCK; j++) total[j] += part[j];
     }
-    for (int64_t j = 0; j < columns; j++) g.bias_grad[first + j] = total[j] + (g.beta != 0 ? g.bias_grad[first + j] : 0);
+    for (int64_t j = 0; j < columns; j++)
+      g.bias_grad[first + j] = total[j] + (g.beta != 0 ? g.bias_grad[first + j] : 0);
   }
 }
 

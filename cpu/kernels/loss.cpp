@@ -1,4 +1,5 @@
-// Softmax cross-entropy with label smoothing, and top-k: one pass over a row of logits for its maximum, one for the rest.
+// Softmax cross-entropy with label smoothing, and top-k: one pass over a row of logits for its maximum, one for the
+// rest.
 #include <string.h>
 
 #include "ops.hpp"

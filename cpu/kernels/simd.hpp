@@ -1,5 +1,5 @@
-// One vector of floats as wide as the instruction set allows, by GCC's vector extensions: the same source for every ISA.
-// Arithmetic, comparison and ?: work on the types themselves; this adds what the language does not have.
+// One vector of floats as wide as the instruction set allows, by GCC's vector extensions: the same source for every
+// ISA. Arithmetic, comparison and ?: work on the types themselves; this adds what the language does not have.
 #pragma once
 
 #include <omp.h>
@@ -87,8 +87,8 @@ FA_INLINE uint32_t lane_bits(vi mask) {
 #endif
 }
 
-/// e^x to about 1 ulp. Below -86.2 it gives 0 (results under 3.7e-38: so no intermediate is denormal, which would cost a
-/// hundred cycles), above 88.72 inf; NaN stays NaN.
+/// e^x to about 1 ulp. Below -86.2 it gives 0 (results under 3.7e-38: so no intermediate is denormal, which would cost
+/// a hundred cycles), above 88.72 inf; NaN stays NaN.
 FA_INLINE vf vexp(vf x) {
   const vf low = splat(-86.2f), high = splat(88.7228394f);
   const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold

@@ -21,10 +21,11 @@ struct AdamStep {
 };
 
 template <class T, bool Vector>
-__device__ __forceinline__ void adam_group(T *weights, float *master, float *m, float *v, const float *grad, int64_t first,
-                                           int valid, const AdamStep &step, const AdamConstants &constants) {
-  const Pack<float> loaded[4] = {load_pack<float, Vector>(grad + first, valid), load_pack<float, Vector>(m + first, valid),
-                                 load_pack<float, Vector>(v + first, valid),
+__device__ __forceinline__ void adam_group(T *weights, float *master, float *m, float *v, const float *grad,
+                                           int64_t first, int valid, const AdamStep &step,
+                                           const AdamConstants &constants) {
+  const Pack<float> loaded[4] = {load_pack<float, Vector>(grad + first, valid),
+                                 load_pack<float, Vector>(m + first, valid), load_pack<float, Vector>(v + first, valid),
                                  load_pack<float, Vector>(master + first, valid)};
   float g[8], mean[8], square[8], p[8];
   unpack(loaded[0], g);

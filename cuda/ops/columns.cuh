@@ -10,8 +10,8 @@ namespace fa {
 
 constexpr int row_batch = 4;  // rows of a thread whose loads are in flight at once, at most
 
-// Block (width, 256 / width): threadIdx.x is a group of eight columns, threadIdx.y a row. Block (x, y) of the grid takes
-// groups from x * width on and rows y * chunk .. (y + 1) * chunk, where a chunk is a whole number of batches.
+// Block (width, 256 / width): threadIdx.x is a group of eight columns, threadIdx.y a row. Block (x, y) of the grid
+// takes groups from x * width on and rows y * chunk .. (y + 1) * chunk, where a chunk is a whole number of batches.
 struct ColumnGrid {
   dim3 grid, block;
   int chunk;   // rows of a block
@@ -31,16 +31,16 @@ inline int64_t partial_bytes(int64_t chunks, int64_t n, int vectors) {
 
 // Adds up `count` partial rows of `vectors` times n columns in a fixed order: the first n into out, the next n, where
 // vectors is 2, into second. An output that is NULL is left out.
-fa_status add_partials(fa_ctx *ctx, float *out, float *second, int vectors, const float *partial, int64_t count, int64_t n,
-                       bool accumulate);
+fa_status add_partials(fa_ctx *ctx, float *out, float *second, int vectors, const float *partial, int64_t count,
+                       int64_t n, bool accumulate);
 
 // fa_column_sum after its checks; `workspace` has column_sum_bytes.
 int64_t column_sum_bytes(const fa_ctx *ctx, int64_t rows, int64_t n);
 fa_status column_sum(fa_ctx *ctx, float *out, const void *x, int64_t rows, int64_t n, int64_t stride, int32_t dtype,
                      bool accumulate, void *workspace);
 
-// Calls load(r, u) for a batch of rows of this thread, then use(r, u), until its chunk is done. Rows past the end are left
-// out, so that a last batch costs no more than a whole one.
+// Calls load(r, u) for a batch of rows of this thread, then use(r, u), until its chunk is done. Rows past the end are
+// left out, so that a last batch costs no more than a whole one.
 template <int Batch = row_batch, class Load, class Use>
 __device__ __forceinline__ void for_row_batches(int64_t rows, int chunk, Load &&load, Use &&use) {
   const int64_t last = min((static_cast<int64_t>(blockIdx.y) + 1) * chunk, rows);
@@ -57,8 +57,8 @@ __device__ __forceinline__ void for_row_batches(int64_t rows, int chunk, Load &&
   }
 }
 
-// Dropout of the eight elements of row r of [rows, n] from column `column` on. Where n is no multiple of eight they cross
-// Philox groups, and each looks up its own.
+// Dropout of the eight elements of row r of [rows, n] from column `column` on. Where n is no multiple of eight they
+// cross Philox groups, and each looks up its own.
 template <bool Vector>
 __device__ __forceinline__ void drop_row_group(const Dropout &dropout, int64_t r, int64_t n, int64_t column,
                                                float (&x)[8]) {
@@ -74,8 +74,8 @@ __device__ __forceinline__ void drop_row_group(const Dropout &dropout, int64_t r
   }
 }
 
-// Adds what the block's rows of threads hold for the same columns; the sum is in threadIdx.y == 0. `shared`: a float for
-// each thread and each of the eight columns. All threads must call.
+// Adds what the block's rows of threads hold for the same columns; the sum is in threadIdx.y == 0. `shared`: a float
+// for each thread and each of the eight columns. All threads must call.
 __device__ __forceinline__ void add_block_rows(float (&x)[8], float *shared) {
   if (blockDim.y == 1) return;
   const int thread = threadIdx.y * blockDim.x + threadIdx.x;

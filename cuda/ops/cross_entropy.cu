@@ -1,5 +1,5 @@
-// Softmax cross-entropy with label smoothing; the gradient takes the place of the logits. One block a row: the logits are
-// read once and written once.
+// Softmax cross-entropy with label smoothing; the gradient takes the place of the logits. One block a row: the logits
+// are read once and written once.
 #include "row.cuh"
 
 namespace fa {
@@ -27,8 +27,8 @@ __device__ __forceinline__ void zero_row(T *row, int64_t first, int64_t stride) 
 }
 
 template <class T, bool Vector, class Row>
-__device__ __forceinline__ void store_gradient(T *logits, const Row &row, const LossArguments &a, float maximum, float log_sum,
-                                               int target) {
+__device__ __forceinline__ void store_gradient(T *logits, const Row &row, const LossArguments &a, float maximum,
+                                               float log_sum, int target) {
   const float scale = a.grad_scale[0];
   const float even = a.smoothing / a.V * scale;
   const float shift = log_sum * log2_e;
@@ -50,7 +50,8 @@ __device__ __forceinline__ void store_gradient(T *logits, const Row &row, const 
       }
     }
     const int64_t stored = Vector ? 8 : a.stride - static_cast<int64_t>(g) * 8;
-    store_pack<T, Vector>(logits + static_cast<int64_t>(g) * 8, stored < 8 ? static_cast<int>(stored) : 8, pack_of<T>(x));
+    store_pack<T, Vector>(logits + static_cast<int64_t>(g) * 8, stored < 8 ? static_cast<int>(stored) : 8,
+                          pack_of<T>(x));
   }
   zero_row<T, Vector>(logits, static_cast<int64_t>(row.groups) * 8, a.stride);
 }
@@ -121,7 +122,8 @@ extern "C" FA_EXPORT fa_status fa_cross_entropy(fa_ctx *ctx, float *loss, float 
     FA_TRY(fa::check_range(ctx, stride, V, INT64_MAX / 8, "stride"));
     FA_TRY(fa::check_dtype(ctx, dtype, true));
     if (!(smoothing >= 0.0f && smoothing < 1.0f)) {
-      return fa::fail(ctx, FA_INVALID, "smoothing must be in [0, 1): current value is %g", static_cast<double>(smoothing));
+      return fa::fail(ctx, FA_INVALID, "smoothing must be in [0, 1): current value is %g",
+                      static_cast<double>(smoothing));
     }
     if (rows == 0) return FA_OK;
     FA_TRY(fa::check_pointer(ctx, loss, "loss", 4));

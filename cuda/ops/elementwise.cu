@@ -8,8 +8,8 @@ constexpr int flat_threads = 256;
 constexpr int flat_groups = 4;  // groups of eight elements a thread
 constexpr int64_t flat_block = int64_t{flat_threads} * flat_groups * 8;
 
-// Loads, then stores each group of eight elements of a thread. Where a whole block of work is left the first argument is
-// Bool<true>: vector access, and the loads of all groups are in flight before the first store.
+// Loads, then stores each group of eight elements of a thread. Where a whole block of work is left the first argument
+// is Bool<true>: vector access, and the loads of all groups are in flight before the first store.
 template <class T, class Load, class Store>
 __device__ __forceinline__ void flat_apply(int64_t n, Load &&load, Store &&store) {
   const int64_t base = static_cast<int64_t>(blockIdx.x) * flat_block + threadIdx.x * 8;
@@ -65,7 +65,7 @@ __global__ __launch_bounds__(flat_threads) void dropout_kernel(T *y, const T *x,
       });
 }
 
-// ---- bias + ReLU + dropout -------------------------------------------------------------------------------------------
+// ---- bias + ReLU + dropout ----------------------------------------------------------------------------------------
 
 template <class T, bool Vector>
 __global__ __launch_bounds__(256) void bias_relu_dropout_forward_kernel(T *y, const T *x, const T *bias, int64_t rows,
@@ -91,9 +91,8 @@ __global__ __launch_bounds__(256) void bias_relu_dropout_forward_kernel(T *y, co
 
 // All blocks of the grid are resident at once (partial_grid); four a multiprocessor need 64 registers or less.
 template <class T, bool Vector>
-__global__ __launch_bounds__(256, Vector && sizeof(T) == 2 ? 4 : 1) void bias_relu_dropout_backward_kernel(T *dx, float *partial, const T *dy, const T *y,
-                                                                         int64_t rows, int64_t n, int chunk, float scale,
-                                                                         bool accumulate) {
+__global__ __launch_bounds__(256, Vector && sizeof(T) == 2 ? 4 : 1) void bias_relu_dropout_backward_kernel(
+    T *dx, float *partial, const T *dy, const T *y, int64_t rows, int64_t n, int chunk, float scale, bool accumulate) {
   __shared__ float shared[8 * 256];
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
   const int valid = column < n ? static_cast<int>(min(static_cast<int64_t>(8), n - column)) : 0;

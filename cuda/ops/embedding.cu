@@ -1,6 +1,6 @@
-// Embedding with positions and dropout, forward and backward. The backward pass sorts the rows by id, stably and without
-// floating-point atomics, adds runs of equal ids in chunks of sorted rows, and joins the runs that cross chunks: however
-// often an id occurs, the work is spread evenly, and every sum has the same order always.
+// Embedding with positions and dropout, forward and backward. The backward pass sorts the rows by id, stably and
+// without floating-point atomics, adds runs of equal ids in chunks of sorted rows, and joins the runs that cross
+// chunks: however often an id occurs, the work is spread evenly, and every sum has the same order always.
 #include <algorithm>
 
 #include "columns.cuh"
@@ -46,7 +46,7 @@ __global__ __launch_bounds__(256) void embedding_forward_kernel(T *out, const T 
       });
 }
 
-// ---- backward: the sorted order ----------------------------------------------------------------------------------------
+// ---- backward: the sorted order -----------------------------------------------------------------------------------
 
 constexpr int sort_threads = 1024;
 constexpr int sort_warps = sort_threads / 32;
@@ -67,8 +67,8 @@ struct SortArguments {
   int V, skip_id;
 };
 
-// Block b owns the ids b, b + grid, b + 2 grid, ...: frequent ids are often neighbours, and so land in different blocks.
-// The number of blocks is a power of two.
+// Block b owns the ids b, b + grid, b + 2 grid, ...: frequent ids are often neighbours, and so land in different
+// blocks. The number of blocks is a power of two.
 struct Ownership {
   unsigned blocks, block;
   __device__ __forceinline__ unsigned owner(int id) const { return static_cast<unsigned>(id) & (blocks - 1); }
@@ -166,8 +166,8 @@ __device__ __forceinline__ int place_ids(SortShared &shared, const SortedRows &s
 }
 
 // One warp appends a window's list to the entries; equal ids keep their order.
-__device__ __forceinline__ void append_listed(SortShared &shared, const int2 *listed, int length, const SortedRows &sorted,
-                                              const Ownership &own) {
+__device__ __forceinline__ void append_listed(SortShared &shared, const int2 *listed, int length,
+                                              const SortedRows &sorted, const Ownership &own) {
   const int lane = threadIdx.x & 31;
   for (int i = lane; i - lane < length; i += 32) {
     const bool in = i < length;
@@ -242,7 +242,8 @@ struct Slab {
 };
 
 template <bool Vector>
-__device__ __forceinline__ void store_table_row(const EmbeddingBackward &a, int id, const Slab &slab, const float (&sum)[8]) {
+__device__ __forceinline__ void store_table_row(const EmbeddingBackward &a, int id, const Slab &slab,
+                                                const float (&sum)[8]) {
   float *at = a.dtable + id * a.C + slab.column;
   float out[8] = {};
   if (a.accumulate) unpack(load_pack<float, Vector>(at, slab.valid), out);
@@ -274,7 +275,8 @@ __global__ __launch_bounds__(256) void add_runs_kernel(const T *dout, EmbeddingB
 #pragma unroll
     for (int u = 0; u < batch; u++) {
       const int64_t row = __shfl_sync(0xffffffffu, entry.x, base + u + 1);
-      if (base + u < count && slab.valid > 0) pack[u] = load_pack<T, Vector>(dout + row * a.C + slab.column, slab.valid);
+      if (base + u < count && slab.valid > 0)
+        pack[u] = load_pack<T, Vector>(dout + row * a.C + slab.column, slab.valid);
     }
 #pragma unroll
     for (int u = 0; u < batch; u++) {
@@ -313,7 +315,8 @@ __device__ __forceinline__ void join_run(float (&sum)[8], const EmbeddingBackwar
 #pragma unroll 8
   for (int64_t chunk = first; chunk <= last; chunk++) {
     float x[8];
-    unpack(load_pack<float, Vector>(a.partial + (chunk * 2 + (chunk == first ? 1 : 0)) * a.C + slab.column, slab.valid), x);
+    unpack(load_pack<float, Vector>(a.partial + (chunk * 2 + (chunk == first ? 1 : 0)) * a.C + slab.column, slab.valid),
+           x);
 #pragma unroll
     for (int j = 0; j < 8; j++) sum[j] += x[j];
   }
@@ -383,8 +386,8 @@ using fa::check_pointer;
 
 extern "C" FA_EXPORT fa_status fa_embedding_forward(fa_ctx *ctx, void *out, const int32_t *ids, const int32_t *pos,
                                                     const void *table, const float *positions, int32_t rows, int32_t C,
-                                                    int32_t V, int32_t P, float scale, float dropout, const uint64_t *rng,
-                                                    uint32_t site, int32_t dtype) {
+                                                    int32_t V, int32_t P, float scale, float dropout,
+                                                    const uint64_t *rng, uint32_t site, int32_t dtype) {
   return fa::entry(ctx, "fa_embedding_forward", [&]() -> fa_status {
     FA_TRY(fa::check_range(ctx, rows, 0, INT32_MAX, "rows"));
     FA_TRY(fa::check_range(ctx, C, 0, INT32_MAX, "C"));

@@ -34,8 +34,8 @@ __global__ __launch_bounds__(256, 4) void column_sum_kernel(float *partial, cons
 }
 
 // 32 columns a block, 32 threads down the partial rows.
-__global__ __launch_bounds__(1024) void add_partials_kernel(float *out, float *second, const float *partial, int64_t count,
-                                                            int64_t n, int64_t stride, bool accumulate) {
+__global__ __launch_bounds__(1024) void add_partials_kernel(float *out, float *second, const float *partial,
+                                                            int64_t count, int64_t n, int64_t stride, bool accumulate) {
   __shared__ float shared[32][33];
   const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
   float sum = 0.0f;
@@ -150,8 +150,8 @@ ColumnGrid partial_grid(const fa_ctx *ctx, int64_t rows, int64_t n) {
   return column_grid(rows, n, 4 * int64_t{ctx->sm_count});
 }
 
-fa_status add_partials(fa_ctx *ctx, float *out, float *second, int vectors, const float *partial, int64_t count, int64_t n,
-                       bool accumulate) {
+fa_status add_partials(fa_ctx *ctx, float *out, float *second, int vectors, const float *partial, int64_t count,
+                       int64_t n, bool accumulate) {
   const unsigned grid = static_cast<unsigned>(ceil_div(vectors * n, 32));
   add_partials_kernel<<<grid, dim3(32, 32), 0, ctx->stream>>>(out, second, partial, count, n, vectors * n, accumulate);
   return FA_LAUNCHED(ctx, "add_partials_kernel");
@@ -185,8 +185,9 @@ int64_t flat_workspace_bytes() { return flat_bytes; }
 
 using fa::entry;
 
-extern "C" FA_EXPORT fa_status fa_column_sum(fa_ctx *ctx, float *out, const void *x, int32_t rows, int32_t n, int64_t stride,
-                                             int32_t dtype, int32_t accumulate, void *workspace, int64_t workspace_bytes) {
+extern "C" FA_EXPORT fa_status fa_column_sum(fa_ctx *ctx, float *out, const void *x, int32_t rows, int32_t n,
+                                             int64_t stride, int32_t dtype, int32_t accumulate, void *workspace,
+                                             int64_t workspace_bytes) {
   return entry(ctx, "fa_column_sum", [&]() -> fa_status {
     FA_TRY(fa::check_range(ctx, rows, 0, INT32_MAX, "rows"));
     FA_TRY(fa::check_range(ctx, n, 0, INT32_MAX, "n"));

@@ -22,9 +22,11 @@ struct RowShape {
 };
 
 template <class T, int Team, int Groups, bool Vector>
-__global__ __launch_bounds__(norm_threads) void residual_norm_forward_kernel(
-    T *sum, T *out, float *mean_out, float *rstd_out, const T *x, const T *branch, const T *gamma, const T *beta, int rows,
-    int C, float eps, DropoutParams params) {
+__global__ __launch_bounds__(norm_threads) void residual_norm_forward_kernel(T *sum, T *out, float *mean_out,
+                                                                             float *rstd_out, const T *x,
+                                                                             const T *branch, const T *gamma,
+                                                                             const T *beta, int rows, int C, float eps,
+                                                                             DropoutParams params) {
   __shared__ float scratch[norm_threads / 32];
   const RowShape<Team, Groups, Vector> shape(C);
   const int64_t r = static_cast<int64_t>(blockIdx.x) * teams<Team> + threadIdx.x / Team;
@@ -114,8 +116,8 @@ struct NormInputs {
 };
 
 template <class T, int Team, int Groups, bool Vector>
-__device__ __forceinline__ void load_row(NormRow<T, Groups> &row, const RowShape<Team, Groups, Vector> &shape, int64_t r,
-                                         const NormInputs<T> &in) {
+__device__ __forceinline__ void load_row(NormRow<T, Groups> &row, const RowShape<Team, Groups, Vector> &shape,
+                                         int64_t r, const NormInputs<T> &in) {
   const int64_t base = r * shape.C;
   row.mean = in.dout != nullptr ? in.mean[r] : 0.0f;
   row.rstd = in.dout != nullptr ? in.rstd[r] : 0.0f;
@@ -133,8 +135,8 @@ __device__ __forceinline__ void load_row(NormRow<T, Groups> &row, const RowShape
   }
 }
 
-// Both sums over a team, the same in all its threads. Teams of several warps meet at a barrier of their own; `scratch` has
-// a place for each warp and is not the one of the call before, so that one barrier is enough.
+// Both sums over a team, the same in all its threads. Teams of several warps meet at a barrier of their own; `scratch`
+// has a place for each warp and is not the one of the call before, so that one barrier is enough.
 template <int Team>
 __device__ __forceinline__ float2 team_sum2(float2 x, float2 *scratch) {
 #pragma unroll
@@ -205,7 +207,8 @@ __global__ __launch_bounds__(norm_threads, Groups > 1 ? 1 : sizeof(T) == 4 ? 2 :
 #pragma unroll
   for (int i = 0; i < Groups; i++) {
     weight[i] = zero_pack<T>();
-    if (in.dout != nullptr && shape.valid(i) > 0) weight[i] = load_pack<T, Vector>(in.gamma + shape.column(i), shape.valid(i));
+    if (in.dout != nullptr && shape.valid(i) > 0)
+      weight[i] = load_pack<T, Vector>(in.gamma + shape.column(i), shape.valid(i));
   }
   const int64_t step = static_cast<int64_t>(gridDim.x) * teams<Team>;
   int64_t r = static_cast<int64_t>(blockIdx.x) * teams<Team> + threadIdx.x / Team;
@@ -281,8 +284,8 @@ fa_status forward_shape(int C, F &&f) {
 }
 int forward_teams(int C) { return C % 8 == 0 && C <= 1024 ? 8 : 1; }
 
-// The backward pass keeps column sums as well: one group a thread, and more threads on a row. The last form, for any C, is
-// the slow one: rows that long are not what this library is for.
+// The backward pass keeps column sums as well: one group a thread, and more threads on a row. The last form, for any C,
+// is the slow one: rows that long are not what this library is for.
 template <class F>
 fa_status backward_shape(int C, F &&f) {
   if (C % 8 != 0 || C > 2048) return f(Int<256>{}, Int<4>{}, Bool<false>{});
@@ -321,7 +324,8 @@ using fa::check_pointer;
 extern "C" FA_EXPORT fa_status fa_residual_norm_forward(fa_ctx *ctx, void *sum, void *out, float *mean, float *rstd,
                                                         const void *x, const void *branch, const void *gamma,
                                                         const void *beta, int32_t rows, int32_t C, float eps,
-                                                        float dropout, const uint64_t *rng, uint32_t site, int32_t dtype) {
+                                                        float dropout, const uint64_t *rng, uint32_t site,
+                                                        int32_t dtype) {
   return fa::entry(ctx, "fa_residual_norm_forward", [&]() -> fa_status {
     FA_TRY(fa::check_norm(ctx, rows, C, dtype, dropout, rng));
     if (rows == 0) return FA_OK;
@@ -342,22 +346,22 @@ extern "C" FA_EXPORT fa_status fa_residual_norm_forward(fa_ctx *ctx, void *sum, 
       using T = decltype(type);
       return fa::forward_shape(C, [&](auto team, auto groups, auto vector) {
         fa::residual_norm_forward_kernel<T, decltype(team)::value, decltype(groups)::value, decltype(vector)::value>
-            <<<grid, fa::norm_threads, 0, ctx->stream>>>(
-                static_cast<T *>(sum), static_cast<T *>(out), mean, rstd, static_cast<const T *>(x),
-                static_cast<const T *>(branch), static_cast<const T *>(gamma), static_cast<const T *>(beta), rows, C, eps,
-                params);
+            <<<grid, fa::norm_threads, 0, ctx->stream>>>(static_cast<T *>(sum), static_cast<T *>(out), mean, rstd,
+                                                         static_cast<const T *>(x), static_cast<const T *>(branch),
+                                                         static_cast<const T *>(gamma), static_cast<const T *>(beta),
+                                                         rows, C, eps, params);
         return FA_LAUNCHED(ctx, "residual_norm_forward_kernel");
       });
     });
   });
 }
 
-extern "C" FA_EXPORT fa_status fa_residual_norm_backward(fa_ctx *ctx, void *dx, void *dbranch, float *dgamma, float *dbeta,
-                                                         const void *dout, const void *dsum, const void *sum,
-                                                         const float *mean, const float *rstd, const void *gamma,
-                                                         int32_t rows, int32_t C, float dropout, const uint64_t *rng,
-                                                         uint32_t site, int32_t dtype, int32_t accumulate,
-                                                         void *workspace, int64_t workspace_bytes) {
+extern "C" FA_EXPORT fa_status fa_residual_norm_backward(fa_ctx *ctx, void *dx, void *dbranch, float *dgamma,
+                                                         float *dbeta, const void *dout, const void *dsum,
+                                                         const void *sum, const float *mean, const float *rstd,
+                                                         const void *gamma, int32_t rows, int32_t C, float dropout,
+                                                         const uint64_t *rng, uint32_t site, int32_t dtype,
+                                                         int32_t accumulate, void *workspace, int64_t workspace_bytes) {
   return fa::entry(ctx, "fa_residual_norm_backward", [&]() -> fa_status {
     FA_TRY(fa::check_norm(ctx, rows, C, dtype, dropout, rng));
     if (rows > 0) {
@@ -387,11 +391,15 @@ extern "C" FA_EXPORT fa_status fa_residual_norm_backward(fa_ctx *ctx, void *dx, 
     FA_TRY(fa::by_dtype(dtype, [&](auto type) {
       using T = decltype(type);
       return fa::backward_shape(C, [&](auto team, auto groups, auto vector) -> fa_status {
-        constexpr auto kernel =
-            fa::residual_norm_backward_kernel<T, decltype(team)::value, decltype(groups)::value, decltype(vector)::value>;
+        constexpr auto kernel = fa::residual_norm_backward_kernel<T, decltype(team)::value, decltype(groups)::value,
+                                                                  decltype(vector)::value>;
         FA_TRY(fa::allow_shared(ctx, kernel, shared));
-        const fa::NormInputs<T> in{static_cast<const T *>(dout),  static_cast<const T *>(dsum), static_cast<const T *>(sum),
-                                   static_cast<const T *>(gamma), mean,                         rstd};
+        const fa::NormInputs<T> in{static_cast<const T *>(dout),
+                                   static_cast<const T *>(dsum),
+                                   static_cast<const T *>(sum),
+                                   static_cast<const T *>(gamma),
+                                   mean,
+                                   rstd};
         kernel<<<blocks, fa::norm_threads, shared, ctx->stream>>>(
             static_cast<T *>(dx), static_cast<T *>(dbranch), scale_out, shift_out, int64_t{2} * C, in, rows, C, params,
             direct && accumulate != 0);

@@ -1,5 +1,6 @@
-// A row of logits as one block sees it: thread t owns the groups of eight columns t, t + Threads, ... The row is brought to
-// shared memory once where it fits, each thread reading back only what it fetched itself, so that no barrier is needed.
+// A row of logits as one block sees it: thread t owns the groups of eight columns t, t + Threads, ... The row is
+// brought to shared memory once where it fits, each thread reading back only what it fetched itself, so that no barrier
+// is needed.
 #ifndef FLASHATTN_OPS_ROW_CUH
 #define FLASHATTN_OPS_ROW_CUH
 
@@ -140,14 +141,15 @@ __device__ __forceinline__ SoftmaxPart row_softmax(const Row &row, SoftmaxPart *
   return part;
 }
 
-// Raises the shared memory of a kernel that keeps rows there to all that the multiprocessor has, so that several rows are
-// in flight.
+// Raises the shared memory of a kernel that keeps rows there to all that the multiprocessor has, so that several rows
+// are in flight.
 template <class Kernel>
 fa_status prefer_shared(fa_ctx *ctx, Kernel *kernel, size_t bytes) {
   if (bytes == 0) return FA_OK;
   FA_TRY(allow_shared(ctx, kernel, bytes));
-  return FA_CUDA(ctx, cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                                           cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
+  return FA_CUDA(
+      ctx, cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout,
+                                cudaSharedmemCarveoutMaxShared));
 }
 
 // Shared memory of the cached form, or 0 where a row does not fit.

@@ -1,5 +1,5 @@
-// The k best classes of each row, for beam search. One block a row; each thread keeps the best of the columns it owns, the
-// block takes the best of those k times, and the thread that lost its best looks for the next one.
+// The k best classes of each row, for beam search. One block a row; each thread keeps the best of the columns it owns,
+// the block takes the best of those k times, and the thread that lost its best looks for the next one.
 #include "row.cuh"
 
 namespace fa {
@@ -21,7 +21,9 @@ __device__ __forceinline__ float key_value(uint64_t key) {
   return __uint_as_float((ordered & 0x80000000u) ? ordered & 0x7fffffffu : ~ordered);
 }
 
-__device__ __forceinline__ int key_id(uint64_t key) { return static_cast<int>(0xffffffffu - static_cast<uint32_t>(key)); }
+__device__ __forceinline__ int key_id(uint64_t key) {
+  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(key));
+}
 
 // The best key of the thread's columns below `limit`; 0: none is left.
 template <class Row>
@@ -89,8 +91,8 @@ fa_status launch(fa_ctx *ctx, float *scores, int32_t *ids, const void *logits, i
 }  // namespace
 }  // namespace fa
 
-extern "C" FA_EXPORT fa_status fa_topk(fa_ctx *ctx, float *scores, int32_t *ids, const void *logits, int32_t rows, int32_t V,
-                                       int64_t stride, int32_t k, int32_t dtype) {
+extern "C" FA_EXPORT fa_status fa_topk(fa_ctx *ctx, float *scores, int32_t *ids, const void *logits, int32_t rows,
+                                       int32_t V, int64_t stride, int32_t k, int32_t dtype) {
   return fa::entry(ctx, "fa_topk", [&]() -> fa_status {
     FA_TRY(fa::check_range(ctx, rows, 0, INT32_MAX, "rows"));
     FA_TRY(fa::check_range(ctx, V, 1, INT32_MAX - 4096, "V"));
