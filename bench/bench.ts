@@ -55,6 +55,11 @@ const COMMAND = createCommand(
       ["forward", "backward", "both"] as const,
     ),
   )
+  .option(
+    "--shortest <n>",
+    "sequences of n tokens up to the length, drawn uniformly, not all of it",
+    integer(1),
+  )
   .option("--batch <B>", "sequences", integer(1), 32)
   .option("--heads <H>", "heads", integer(1), 8)
   .option("--dim <D>", "head dimension", integer(8), 64)
@@ -101,6 +106,7 @@ function sweepOptions(context: Context, options: Options): SweepOptions {
     H: options.heads,
     D: options.dim,
     deterministic: options.deterministic === true,
+    shortest: options.shortest ?? null,
   };
 }
 
@@ -162,12 +168,16 @@ function sweepTables(rows: readonly AttentionRow[]): string {
 /** What was timed and how: the line under every table. */
 function signature(context: Context, options: SweepOptions): string {
   const box = options.boxSeconds > 0 ? `, at most ${options.boxSeconds} s each but 3 at least` : "";
-  return `B=${options.B} H=${options.H} D=${options.D} ${context.dtype} | ${options.repetitions} repetitions${box}, ` +
+  const ragged = options.shortest === null ? "" : ` sequences of ${options.shortest} to L tokens |`;
+  return `B=${options.B} H=${options.H} D=${options.D} ${context.dtype} |${ragged} ${options.repetitions} repetitions${box}, ` +
     `median | events on the device, cache flushed | FLOPs = 4 B H L² D, half where causal, backward 2.5 times`;
 }
 
 async function runSweep(context: Context, options: Options): Promise<boolean> {
   const base = sweepOptions(context, options);
+  if (base.shortest !== null && base.shortest > Math.min(...base.lengths)) {
+    throw new UsageError(`Cannot draw lengths from ${base.shortest} to ${base.lengths[0]}: lower --shortest`);
+  }
   const jobs = options.grid === true ? gridOptions(base) : [base];
   const quiet = options.json === true;
   const machine = describeMachine(context);

@@ -30,11 +30,14 @@ export interface Sample {
   out: Float64Array;
   /** Rows of the gradients; empty where they were not asked for. */
   dq: Float64Array;
-  /** Gradient of k. */
+  /** Gradient of k; empty where only queries' rows were asked for. */
   dk: Float64Array;
-  /** Gradient of v. */
+  /** Gradient of v; likewise. */
   dv: Float64Array;
 }
+
+/** What to work out: the output alone, with the gradient of the queries, or with all gradients. */
+export type Wanted = "out" | "dq" | "all";
 
 function dot(a: Float64Array, i: number, b: Float64Array, j: number, D: number): number {
   let sum = 0;
@@ -70,25 +73,20 @@ function probabilities(head: Head, i: number): Float64Array {
 }
 
 /**
- * Output rows, and with `gradients` the rows of dq, dk and dv, of one head.
+ * Rows of the output, and as `wanted` says of dq, dk and dv, of one head.
  *
- * dk and dv of a key need every query's probabilities, so gradients cost O(L² D).
+ * A row of the output or of dq costs O(L D). dk and dv of a key need every query's probabilities: O(L² D).
  */
-export function sampleHead(head: Head, rows: readonly number[], gradients: boolean): Sample {
+export function sampleHead(head: Head, rows: readonly number[], wanted: Wanted): Sample {
   const { L, D, k, v, q, dout } = head;
-  const empty = (): Float64Array => new Float64Array(gradients ? rows.length * D : 0);
-  const sample: Sample = {
-    rows,
-    out: new Float64Array(rows.length * D),
-    dq: empty(),
-    dk: empty(),
-    dv: empty(),
-  };
+  const room = (needed: boolean): Float64Array => new Float64Array(needed ? rows.length * D : 0);
+  const [gradients, all] = [wanted !== "out", wanted === "all"];
+  const sample: Sample = { rows, out: room(true), dq: room(gradients), dk: room(all), dv: room(all) };
   const scale = 1 / Math.sqrt(D);
   const place = new Map(rows.map((row, index) => [row, index]));
   for (let i = 0; i < L; i++) {
     const at = place.get(i);
-    if (at === undefined && !gradients) continue;
+    if (at === undefined && !all) continue;
     const p = probabilities(head, i);
     if (at !== undefined) p.forEach((pj, j) => addScaled(sample.out, at, v, j, pj, D));
     if (!gradients) continue;
@@ -96,7 +94,7 @@ export function sampleHead(head: Head, rows: readonly number[], gradients: boole
     const delta = p.reduce((sum, pj, j) => sum + pj * (dp[j] ?? 0), 0);
     const ds = p.map((pj, j) => pj * ((dp[j] ?? 0) - delta) * scale);
     if (at !== undefined) ds.forEach((dsj, j) => addScaled(sample.dq, at, k, j, dsj, D));
-    for (const [j, column] of place) {
+    for (const [j, column] of all ? place : []) {
       if (j >= p.length) continue;
       addScaled(sample.dv, column, dout, i, p[j] ?? 0, D);
       addScaled(sample.dk, column, q, i, ds[j] ?? 0, D);

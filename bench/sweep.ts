@@ -41,6 +41,8 @@ export interface SweepOptions extends TimingOptions {
   D: number;
   /** Make the backward pass deterministic. */
   deterministic: boolean;
+  /** Sequences of this many tokens up to the length, drawn uniformly; null: all of the length. */
+  shortest: number | null;
 }
 
 /** A measurement, with what the check allowed. */
@@ -58,7 +60,9 @@ export interface SweepResult {
 }
 
 const SEED = 20_240_101n;
+const LCG = { factor: 1_664_525, step: 1_013_904_223 } as const; // Numerical Recipes, section 7.1
 const SAMPLED_ROWS = 8;
+const LONGEST_KEY_CHECK = 4096; // gradients of keys cost O(L² D) on the host: beyond, only those of queries are checked
 
 interface Shape {
   L: number;
@@ -73,7 +77,17 @@ interface Problem {
   v: Tensor;
   dout: Tensor;
   offsets: Tensor;
-  heads: { b: number; h: number }[];
+  /** Multiplications of one matrix product over those of sequences that all have the greatest length. */
+  share: number;
+  /** The heads that are checked. */
+  heads: HeadPlace[];
+}
+
+/** A head of a sequence: where its rows begin, how many they are, and its number. */
+interface HeadPlace {
+  start: number;
+  length: number;
+  h: number;
 }
 
 /** Runs the sweep; `report` is told of each measurement as it is made. */
@@ -83,7 +97,7 @@ export function* sweep(context: Context, options: SweepOptions): Generator<Sweep
     using arena = new Arena(context);
     const problem = drawProblem(arena, options, L);
     for (const causal of options.causal) {
-      const samples = drawSamples(problem, options, { L, causal });
+      const samples = drawSamples(problem, options, causal);
       for (const form of options.forms) {
         yield* measureForm(stopwatch, problem, samples, options, { L, causal }, form);
       }
@@ -91,31 +105,48 @@ export function* sweep(context: Context, options: SweepOptions): Generator<Sweep
   }
 }
 
+/** B lengths, from `shortest` to L. */
+function drawLengths({ B, shortest }: SweepOptions, L: number): number[] {
+  if (shortest === null) return Array(B).fill(L);
+  let state = Number(SEED % 2n ** 32n);
+  return Array.from({ length: B }, () => {
+    state = (Math.imul(state, LCG.factor) + LCG.step) >>> 0;
+    return shortest + Math.floor((state / 2 ** 32) * (L - shortest + 1));
+  });
+}
+
 /** Inputs uniform in [-sqrt 3, sqrt 3): mean 0, variance 1. */
-function drawProblem(arena: Arena, { B, H, D }: SweepOptions, L: number): Problem {
+function drawProblem(arena: Arena, options: SweepOptions, L: number): Problem {
+  const { H, D } = options;
+  const lengths = drawLengths(options, L);
+  const starts = Int32Array.from({ length: lengths.length + 1 }, () => 0);
+  lengths.forEach((length, b) => starts[b + 1] = (starts[b] ?? 0) + length);
+  const rows = starts.at(-1) ?? 0;
   const draw = (site: number): Tensor => {
-    const tensor = arena.tensor([B * L, H * D]);
+    const tensor = arena.tensor([rows, H * D]);
     if (tensor.dtype === "f32") {
       randomUniform(tensor, -Math.sqrt(3), Math.sqrt(3), SEED, site);
       return tensor;
     }
     using scratch = new Arena(arena.context);
-    const wide = scratch.tensor([B * L, H * D], "f32");
+    const wide = scratch.tensor([rows, H * D], "f32");
     randomUniform(wide, -Math.sqrt(3), Math.sqrt(3), SEED, site);
     cast(tensor, wide);
     return tensor;
   };
-  const offsets = arena.from(Int32Array.from({ length: B + 1 }, (_, b) => b * L), [B + 1], "i32");
-  const heads = [{ b: 0, h: 0 }, { b: B - 1, h: H - 1 }];
-  return { arena, q: draw(1), k: draw(2), v: draw(3), dout: draw(4), offsets, heads };
+  const offsets = arena.from(starts, [starts.length], "i32");
+  const place = (b: number, h: number): HeadPlace => ({ start: starts[b] ?? 0, length: lengths[b] ?? 0, h });
+  const heads = [place(0, 0), place(lengths.length - 1, H - 1)];
+  const share = lengths.reduce((sum, length) => sum + length ** 2, 0) / (lengths.length * L ** 2);
+  return { arena, q: draw(1), k: draw(2), v: draw(3), dout: draw(4), offsets, share, heads };
 }
 
 /** [L, D] of one head of one sequence, on the host. */
-function readHead(tensor: Tensor, { b, h }: { b: number; h: number }, L: number, D: number): Float32Array {
-  const rows = tensor.slice(b * L, L).floats();
+function readHead(tensor: Tensor, { start, length, h }: HeadPlace, D: number): Float32Array {
+  const rows = tensor.slice(start, length).floats();
   const width = tensor.columns;
-  const head = new Float32Array(L * D);
-  for (let i = 0; i < L; i++) head.set(rows.subarray(i * width + h * D, i * width + (h + 1) * D), i * D);
+  const head = new Float32Array(length * D);
+  for (let i = 0; i < length; i++) head.set(rows.subarray(i * width + h * D, i * width + (h + 1) * D), i * D);
   return head;
 }
 
@@ -125,13 +156,13 @@ function sampledRows(L: number): number[] {
   return [...new Set(rows)];
 }
 
-/** What float64 gives: output rows of two heads, and gradients of the first (they cost O(L² D)). */
-function drawSamples(problem: Problem, options: SweepOptions, { L, causal }: Shape): Sample[] {
+/** What float64 gives: output rows of two heads, and gradients of the first. */
+function drawSamples(problem: Problem, options: SweepOptions, causal: boolean): Sample[] {
   const { D } = options;
   return problem.heads.map((place, index) => {
-    const read = (tensor: Tensor): Float64Array => Float64Array.from(readHead(tensor, place, L, D));
+    const read = (tensor: Tensor): Float64Array => Float64Array.from(readHead(tensor, place, D));
     const head: Head = {
-      L,
+      L: place.length,
       D,
       causal,
       q: read(problem.q),
@@ -139,7 +170,9 @@ function drawSamples(problem: Problem, options: SweepOptions, { L, causal }: Sha
       v: read(problem.v),
       dout: read(problem.dout),
     };
-    return sampleHead(head, sampledRows(L), index === 0 && options.passes.includes("backward"));
+    const gradients = place.length > LONGEST_KEY_CHECK ? "dq" : "all";
+    const wanted = index === 0 && options.passes.includes("backward") ? gradients : "out";
+    return sampleHead(head, sampledRows(place.length), wanted);
   });
 }
 
@@ -184,7 +217,7 @@ function* measureForm(
         : backwardRun(problem, samples, inputs);
       const timing = stopwatch.time(run.call, options);
       const { error, tolerance } = run.check();
-      const gflops = attentionFlops(row) / timing.ms / 1e6;
+      const gflops = (attentionFlops(row) * problem.share) / timing.ms / 1e6;
       yield {
         row: {
           ...row,
@@ -252,17 +285,17 @@ function backwardRun(problem: Problem, samples: readonly Sample[], inputs: Atten
 function compare(
   samples: readonly Sample[],
   pairs: (index: number) => [Tensor, Float64Array][],
-  heads: readonly { b: number; h: number }[],
+  heads: readonly HeadPlace[],
   inputs: AttentionInputs,
 ): { error: number; tolerance: number } {
-  const L = inputs.maxQ;
   const D = inputs.q.columns / inputs.heads;
   let worst = { error: 0, tolerance: Infinity };
   samples.forEach((sample, index) => {
     const place = heads[index];
     if (place === undefined) return;
     for (const [tensor, expected] of pairs(index)) {
-      const error = largestError(readHead(tensor, place, L, D), expected, sample.rows, D);
+      if (expected.length === 0) continue;
+      const error = largestError(readHead(tensor, place, D), expected, sample.rows, D);
       const tolerance = toleranceOf(tensor, expected);
       if (error / tolerance >= worst.error / worst.tolerance) worst = { error, tolerance };
     }

@@ -42,7 +42,9 @@ for (const causal of [false, true]) {
   Deno.test(`sampleHead() gives the finite differences of the definition, causal ${causal}`, () => {
     const [L, D, rows] = [7, 3, [0, 4, 6]];
     const problem = head(L, D, causal);
-    const sample = sampleHead(problem, rows, true);
+    const sample = sampleHead(problem, rows, "all");
+    assertEquals(sampleHead(problem, rows, "dq").dq, sample.dq);
+    assertEquals(sampleHead(problem, rows, "out").out, sample.out);
     const eps = 1e-6;
     for (const [name, gradient] of [["q", sample.dq], ["k", sample.dk], ["v", sample.dv]] as const) {
       rows.forEach((row, index) => {
@@ -149,7 +151,19 @@ Deno.test({
   ignore: !canRun,
   fn: async () => {
     const csv = await Deno.makeTempFile({ suffix: ".csv" });
-    const args = ["--seq_len", "37", "--mask", "both", "--pass", "both", "--json", "--csv", csv];
+    const args = [
+      "--seq_len",
+      "37",
+      "--shortest",
+      "3",
+      "--mask",
+      "both",
+      "--pass",
+      "both",
+      "--json",
+      "--csv",
+      csv,
+    ];
     const { code, stdout, stderr } = await bench(...SMALL, ...args);
     assertEquals(code, 0, stderr);
     const rows: { attn: string; L: number; ms: number; max_error: number }[] = JSON.parse(stdout);
@@ -157,7 +171,7 @@ Deno.test({
     assert(rows.every((row) => row.L === 37 && row.ms > 0 && row.max_error < 0.1));
     assertMatch(
       await Deno.readTextFile(csv),
-      /^# .*\n# B=2 H=3 D=16 .*\n# deno task bench .*\nattn,pass,causal,B,H,L,D,ms/,
+      /^# .*\n# B=2 H=3 D=16 .* of 3 to L tokens .*\n# deno task bench .*\nattn,pass,causal,B,H,L,D,ms/,
     );
     await Deno.remove(csv);
   },
@@ -171,6 +185,9 @@ Deno.test({
     assertEquals(unknown.code, 1);
     assertStringIncludes(unknown.stderr, "imp_flash_attn");
     assertEquals(unknown.stderr.trim().split("\n").length, 1);
+    const shortest = await bench("--seq_len", "37", "--shortest", "38");
+    assertEquals(shortest.code, 1);
+    assertStringIncludes(shortest.stderr, "--shortest");
     const peers = await bench("--peers", "--device", "cpu");
     assertEquals(peers.code, 1);
     assertStringIncludes(peers.stderr, "need a GPU");
