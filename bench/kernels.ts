@@ -10,7 +10,6 @@ import {
   Arena,
   biasReluDropoutBackward,
   biasReluDropoutForward,
-  cast,
   type Context,
   copy,
   crossEntropy,
@@ -20,11 +19,11 @@ import {
   embeddingForward,
   gemm,
   gradNorm,
-  randomUniform,
   residualNormBackward,
   residualNormForward,
   type Tensor,
 } from "../ffi/mod.ts";
+import { drawUniform } from "./draw.ts";
 import { Stopwatch, type TimingOptions } from "./timing.ts";
 
 /** One matrix product, [m, k] by [k, n]. */
@@ -75,18 +74,8 @@ export interface KernelSizes {
 
 const SEED = 7n;
 
-/** Values uniform in [-1, 1): never zeros, on which some hardware is faster. */
 function draw(arena: Arena, shape: readonly number[], dtype: DType = arena.context.dtype): Tensor {
-  const tensor = arena.tensor(shape, dtype);
-  if (dtype === "f32") {
-    randomUniform(tensor, -1, 1, SEED, shape.length);
-    return tensor;
-  }
-  using scratch = new Arena(arena.context);
-  const wide = scratch.tensor(shape, "f32");
-  randomUniform(wide, -1, 1, SEED, shape.length);
-  cast(tensor, wide);
-  return tensor;
+  return drawUniform(arena.tensor(shape, dtype), { bound: 1, seed: SEED, site: shape.length });
 }
 
 /** GFLOP/s of one fused multiply-add per vector lane, two units, on every core: x86-64's present form. */

@@ -12,13 +12,12 @@ import {
   type AttentionForm,
   attentionForward,
   type AttentionInputs,
-  cast,
   type Context,
   OutOfMemoryError,
-  randomUniform,
   type Tensor,
   unitRoundoff,
 } from "../ffi/mod.ts";
+import { drawUniform } from "./draw.ts";
 import { type Head, largestError, type Sample, sampleHead } from "./reference.ts";
 import { attentionFlops, type AttentionRow } from "./results.ts";
 import { Stopwatch, type TimingOptions } from "./timing.ts";
@@ -122,18 +121,9 @@ function drawProblem(arena: Arena, options: SweepOptions, L: number): Problem {
   const starts = Int32Array.from({ length: lengths.length + 1 }, () => 0);
   lengths.forEach((length, b) => starts[b + 1] = (starts[b] ?? 0) + length);
   const rows = starts.at(-1) ?? 0;
-  const draw = (site: number): Tensor => {
-    const tensor = arena.tensor([rows, H * D]);
-    if (tensor.dtype === "f32") {
-      randomUniform(tensor, -Math.sqrt(3), Math.sqrt(3), SEED, site);
-      return tensor;
-    }
-    using scratch = new Arena(arena.context);
-    const wide = scratch.tensor([rows, H * D], "f32");
-    randomUniform(wide, -Math.sqrt(3), Math.sqrt(3), SEED, site);
-    cast(tensor, wide);
-    return tensor;
-  };
+  const bound = Math.sqrt(3);
+  const draw = (site: number): Tensor =>
+    drawUniform(arena.tensor([rows, H * D]), { bound, seed: SEED, site });
   const offsets = arena.from(starts, [starts.length], "i32");
   const place = (b: number, h: number): HeadPlace => ({ start: starts[b] ?? 0, length: lengths[b] ?? 0, h });
   const heads = [place(0, 0), place(lengths.length - 1, H - 1)];

@@ -89,12 +89,8 @@ export interface AttentionSizes {
 
 /** Device memory that the passes need beside inputs and outputs. */
 export function attentionSizes(inputs: AttentionInputs): AttentionSizes {
-  const { context } = inputs.q;
-  const sizes = new BigInt64Array(3);
-  const status = context.symbols.fa_attention_sizes(context.handle, pack(inputs, {}, 0), sizesBuffer(sizes));
-  context.check("fa_attention_sizes", status);
-  const [forward = 0n, saved = 0n, backward = 0n] = sizes;
-  return { forward: Number(forward), saved: Number(saved), backward: Number(backward) };
+  validate(inputs, {});
+  return sizesOf(inputs);
 }
 
 /**
@@ -113,7 +109,8 @@ export function attentionSizes(inputs: AttentionInputs): AttentionSizes {
 export function attentionForward(inputs: AttentionInputs, arena: Arena, out?: Tensor): AttentionOutputs {
   const { q, heads } = inputs;
   const { context } = q;
-  const sizes = attentionSizes(inputs);
+  validate(inputs, out === undefined ? {} : { out });
+  const sizes = sizesOf(inputs);
   const outputs: AttentionOutputs = {
     out: out ?? arena.tensor([q.rows, q.columns], q.dtype),
     lse: arena.tensor([heads, q.rows], "f32"),
@@ -139,8 +136,9 @@ export function attentionBackward(
   gradients: AttentionGradients,
 ): void {
   const { context } = inputs.q;
-  const sizes = attentionSizes(inputs);
-  const bytes = pack(inputs, { ...outputs, dout, ...gradients }, sizes.backward);
+  const written = { ...outputs, dout, ...gradients };
+  validate(inputs, written);
+  const bytes = pack(inputs, written, sizesOf(inputs).backward);
   context.check("fa_attention_backward", context.symbols.fa_attention_backward(context.handle, bytes));
 }
 
@@ -202,7 +200,6 @@ function validate(inputs: AttentionInputs, written: Written): void {
 }
 
 function pack(inputs: AttentionInputs, written: Written, workspaceBytes: number): Uint8Array<ArrayBuffer> {
-  validate(inputs, written);
   const { q, k, v, heads } = inputs;
   const { out, lse, saved, dout, dq, dk, dv } = written;
   const { context } = q;
@@ -223,6 +220,13 @@ function pack(inputs: AttentionInputs, written: Written, workspaceBytes: number)
     .bytes;
 }
 
-function sizesBuffer(sizes: BigInt64Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
-  return new Uint8Array(sizes.buffer);
+/** The library's answer for inputs that are validated. */
+function sizesOf(inputs: AttentionInputs): AttentionSizes {
+  const { context } = inputs.q;
+  const sizes = new BigInt64Array(3);
+  const bytes = new Uint8Array(sizes.buffer);
+  const status = context.symbols.fa_attention_sizes(context.handle, pack(inputs, {}, 0), bytes);
+  context.check("fa_attention_sizes", status);
+  const [forward = 0n, saved = 0n, backward = 0n] = sizes;
+  return { forward: Number(forward), saved: Number(saved), backward: Number(backward) };
 }

@@ -16,22 +16,12 @@ constexpr int BLOCK_ROWS = 8;  // 8 x 3 sums, 3 vectors of B: 27 of 32 registers
 constexpr int BLOCK_ROWS = 4;  // 4 x 3 sums of 16 registers
 #endif
 
-/// e^x for x <= 0 (or little above), 0 below -86: in fewer steps than vexp, and without a denormal on the way, which
-/// would cost a hundred cycles on every masked score.
+/// e^x for x <= 0 (or little above), 0 below -86: vexp without what it does for large x.
 FA_INLINE vf exp_below(vf x) {
-  const vf low = splat(-86.f), magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
-  const vf c = x < low ? low : x;
-  const vf t = c * 1.44269504f + magic;
-  const vf n = t - magic;
-  const vf r = c - n * 0.693359375f + n * 2.12194440e-4f;
-  vf p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.f;
-  const vf y = p * (vf)(((vi)t - (vi)magic + 127) << 23);
+  const vf low = splat(-86.f);
+  vi n;
+  const vf p = exp_parts(x < low ? low : x, n);
+  const vf y = p * (vf)((n + 127) << 23);
   return x < low ? splat(0.f) : y;
 }
 

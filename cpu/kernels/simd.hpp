@@ -87,27 +87,32 @@ FA_INLINE uint32_t lane_bits(vi mask) {
 #endif
 }
 
-/// e^x to about 1 ulp. Below -86.2 it gives 0 (results under 3.7e-38: so no intermediate is denormal, which would cost
-/// a hundred cycles), above 88.72 inf; NaN stays NaN.
-FA_INLINE vf vexp(vf x) {
-  const vf low = splat(-86.2f), high = splat(88.7228394f);
+/// e^c = p * 2^n for c where 2^n is a float or nearly: returns p, in [0.7, 1.5], and n. The polynomial is that of Cephes'
+/// expf.
+FA_INLINE vf exp_parts(vf c, vi &n) {
   const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
-  vf c = x < low ? low : x;
-  c = c > high ? high : c;
-  vf t = c * 1.44269504f + magic;
-  vf n = t - magic;
-  vf r = c - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
+  const vf t = c * 1.44269504f + magic;
+  const vf whole = t - magic;
+  const vf r = c - whole * 0.693359375f + whole * 2.12194440e-4f;
   vf p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.f;
-  // 2^(n - 1), doubled afterwards: 2^128 itself is no float.
-  vi exponent = ((vi)t - (vi)magic + 126) << 23;
-  vf y = p * (vf)exponent * 2.f;
+  n = (vi)t - (vi)magic;
+  return p * (r * r) + r + 1.f;
+}
+
+/// e^x to about 1 ulp. Below -86.2 it gives 0 (results under 3.7e-38: so no intermediate is denormal, which would cost
+/// a hundred cycles), above 88.72 inf; NaN stays NaN.
+FA_INLINE vf vexp(vf x) {
+  const vf low = splat(-86.2f), high = splat(88.7228394f);
+  vf c = x < low ? low : x;
+  c = c > high ? high : c;
+  vi n;
+  const vf p = exp_parts(c, n);
+  vf y = p * (vf)((n + 126) << 23) * 2.f;  // 2^(n - 1), doubled afterwards: 2^128 itself is no float
   y = x < low ? splat(0.f) : y;
   return x > high ? splat(__builtin_inff()) : y;
 }
