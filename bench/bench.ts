@@ -152,9 +152,8 @@ async function peerRows(options: SweepOptions): Promise<AttentionRow[]> {
 /** A table of times by length, a column an implementation, for each pass and mask. */
 function sweepTables(rows: readonly AttentionRow[]): string {
   const names = [...new Set(rows.map((row) => row.attn))];
-  const groups = [...new Set(rows.map((row) => `${row.pass}, ${row.causal ? "causal" : "full"}`))];
-  return groups.map((group) => {
-    const inGroup = rows.filter((row) => `${row.pass}, ${row.causal ? "causal" : "full"}` === group);
+  const groups = Map.groupBy(rows, (row) => `${row.pass}, ${row.causal ? "causal" : "full"}`);
+  return [...groups].map(([group, inGroup]) => {
     const lengths = [...new Set(inGroup.map((row) => row.L))];
     const cell = (L: number, name: string): string => {
       const row = inGroup.find((candidate) => candidate.L === L && candidate.attn === name);
@@ -196,7 +195,7 @@ async function runSweep(context: Context, options: Options): Promise<boolean> {
     if (options.peers === true) rows.push(...await peerRows(job));
   }
   const timed = rows.filter((row) => !Number.isNaN(row.ms));
-  if (quiet) print(JSON.stringify(timed.map((row) => ({ ...row, max_error: finite(row.max_error) }))));
+  if (quiet) print(JSON.stringify(timed)); // NaN, as of the peers' errors, prints as null
   else print(`\n${sweepTables(rows)}\n`);
   if (options.csv !== undefined) {
     await writeCsv(options.csv, [machine, signature(context, base), commandLine()], ATTENTION_COLUMNS, timed);
@@ -205,12 +204,32 @@ async function runSweep(context: Context, options: Options): Promise<boolean> {
   return wrong === 0;
 }
 
-function finite(value: number): number | null {
-  return Number.isFinite(value) ? value : null;
-}
-
 function commandLine(): string {
   return `deno task bench ${Deno.args.join(" ")}`.trim();
+}
+
+/** What a benchmark found: rows for CSV and JSON, and the table for the terminal. */
+interface Report<Row extends object> {
+  rows: readonly Row[];
+  columns: readonly (keyof Row & string)[];
+  /** Below the machine's line. */
+  conditions: string;
+  head: readonly string[];
+  cells: (row: Row) => string[];
+}
+
+/** Writes the CSV where one is asked for, and prints the rows as JSON or as a table. */
+async function report<Row extends object>(
+  context: Context,
+  options: Options,
+  found: Report<Row>,
+): Promise<void> {
+  const { rows, columns, conditions, head, cells } = found;
+  const machine = describeMachine(context);
+  if (options.csv !== undefined) await writeCsv(options.csv, [machine, commandLine()], columns, rows);
+  // JSON has no NaN: it prints null.
+  if (options.json === true) return print(JSON.stringify(rows));
+  print(`${machine}\n${conditions}\n\n${table(head, rows.map(cells))}`);
 }
 
 const GEMM_SHAPES = [
@@ -225,25 +244,19 @@ const GEMM_SHAPES = [
 
 async function runGemm(context: Context, options: Options): Promise<void> {
   const timing = { repetitions: options.epochs ?? 100, boxSeconds: options.box ?? 2 };
-  const rows = [...benchGemm(context, GEMM_SHAPES, timing)];
-  if (options.json === true) {
-    return print(JSON.stringify(rows.map((row) => ({ ...row, peak: finite(row.peak) }))));
-  }
-  const body = rows.map((row) => [
-    row.name,
-    `${row.m} x ${row.n} x ${row.k}`,
-    row.ms.toPrecision(4),
-    rate(row.gflops),
-    Number.isNaN(row.peak) ? "-" : `${((100 * row.gflops) / row.peak).toFixed(0)} % of ${rate(row.peak)}`,
-  ]);
-  print(
-    `${describeMachine(context)}\n\n${
-      table(["matrix product", "m x n x k", "ms", "speed", "of peak at the nominal clock"], body)
-    }`,
-  );
-  if (options.csv === undefined) return;
-  const columns = ["name", "m", "n", "k", "ms", "gflops", "peak"] as const;
-  await writeCsv(options.csv, [describeMachine(context), commandLine()], columns, rows);
+  await report(context, options, {
+    rows: [...benchGemm(context, GEMM_SHAPES, timing)],
+    columns: ["name", "m", "n", "k", "ms", "gflops", "peak"],
+    conditions: `${context.dtype}, cache flushed, median`,
+    head: ["matrix product", "m x n x k", "ms", "speed", "of peak at the nominal clock"],
+    cells: (row) => [
+      row.name,
+      `${row.m} x ${row.n} x ${row.k}`,
+      row.ms.toPrecision(4),
+      rate(row.gflops),
+      Number.isNaN(row.peak) ? "-" : `${((100 * row.gflops) / row.peak).toFixed(0)} % of ${rate(row.peak)}`,
+    ],
+  });
 }
 
 const GPU_SIZES: KernelSizes = { rows: 24_576, C: 512, ff: 2048, V: 32_000, parameters: 93_324_544 };
@@ -252,20 +265,19 @@ const CPU_SIZES: KernelSizes = { rows: 4096, C: 512, ff: 2048, V: 8000, paramete
 async function runKernels(context: Context, options: Options): Promise<void> {
   const timing = { repetitions: options.epochs ?? 50, boxSeconds: options.box ?? 2 };
   const sizes = context.device === "cuda" ? GPU_SIZES : CPU_SIZES;
-  const rows = [...benchKernels(context, sizes, timing)];
-  if (options.json === true) return print(JSON.stringify(rows));
-  const body = rows.map((row) => [
-    row.name,
-    (row.bytes / 2 ** 20).toFixed(1),
-    row.ms.toPrecision(4),
-    row.gbps.toFixed(0),
-    `${(100 * row.share).toFixed(0)} %`,
-  ]);
-  print(`${describeMachine(context)}\nR=${sizes.rows} C=${sizes.C} ff=${sizes.ff} V=${sizes.V}\n`);
-  print(table(["kernel", "MiB", "ms", "GB/s", "of copy"], body));
-  if (options.csv === undefined) return;
-  const columns = ["name", "bytes", "ms", "gbps", "share"] as const;
-  await writeCsv(options.csv, [describeMachine(context), commandLine()], columns, rows);
+  await report(context, options, {
+    rows: [...benchKernels(context, sizes, timing)],
+    columns: ["name", "bytes", "ms", "gbps", "share"],
+    conditions: `R=${sizes.rows} C=${sizes.C} ff=${sizes.ff} V=${sizes.V}`,
+    head: ["kernel", "MiB", "ms", "GB/s", "of copy"],
+    cells: (row) => [
+      row.name,
+      (row.bytes / 2 ** 20).toFixed(1),
+      row.ms.toPrecision(4),
+      row.gbps.toFixed(0),
+      `${(100 * row.share).toFixed(0)} %`,
+    ],
+  });
 }
 
 const GPU_STEPS: readonly StepJob[] = [
@@ -302,36 +314,20 @@ async function runStep(context: Context, options: Options): Promise<void> {
   const steps = options.epochs ?? (cuda ? 50 : 4);
   const rows = jobs.flatMap((job) => formsOf(options).map((form) => benchStep(context, job, form, steps)));
   if (options.peers === true) rows.push(...await stepPeers(jobs, steps));
-  if (options.json === true) {
-    return print(JSON.stringify(rows.map((row) => ({ ...row, tflops: finite(row.tflops) }))));
-  }
-  const body = rows.map((row) => [
-    `${row.model} ${row.B} x ${row.L}`,
-    row.attn,
-    row.ms.toPrecision(4),
-    `${row.ms_low.toPrecision(4)} to ${row.ms_high.toPrecision(4)}`,
-    Math.round(row.tokens_per_second).toLocaleString("en"),
-    Number.isNaN(row.tflops) ? "-" : row.tflops.toPrecision(3),
-  ]);
-  print(
-    `${
-      describeMachine(context)
-    }\ndropout 0.1, label smoothing 0.1, clipping, Adam; ${steps} steps a round, 5 rounds\n`,
-  );
-  print(table(["training step", "attention", "ms", "spread", "tokens/s (both sides)", "TFLOP/s"], body));
-  if (options.csv === undefined) return;
-  const columns = [
-    "attn",
-    "model",
-    "B",
-    "L",
-    "ms",
-    "ms_low",
-    "ms_high",
-    "tokens_per_second",
-    "tflops",
-  ] as const;
-  await writeCsv(options.csv, [describeMachine(context), commandLine()], columns, rows);
+  await report(context, options, {
+    rows,
+    columns: ["attn", "model", "B", "L", "ms", "ms_low", "ms_high", "tokens_per_second", "tflops"],
+    conditions: `dropout 0.1, label smoothing 0.1, clipping, Adam; ${steps} steps a round, 5 rounds`,
+    head: ["training step", "attention", "ms", "spread", "tokens/s (both sides)", "TFLOP/s"],
+    cells: (row) => [
+      `${row.model} ${row.B} x ${row.L}`,
+      row.attn,
+      row.ms.toPrecision(4),
+      `${row.ms_low.toPrecision(4)} to ${row.ms_high.toPrecision(4)}`,
+      Math.round(row.tokens_per_second).toLocaleString("en"),
+      Number.isNaN(row.tflops) ? "-" : row.tflops.toPrecision(3),
+    ],
+  });
 }
 
 async function runParity(context: Context, options: Options): Promise<void> {

@@ -26,12 +26,6 @@ function readRows(text: string): Row[] {
   return body.trim() === "" ? [] : parse(body, { skipFirstRow: true });
 }
 
-function grouped(rows: readonly Row[], key: (row: Row) => string): Map<string, Row[]> {
-  const groups = new Map<string, Row[]>();
-  for (const row of rows) groups.set(key(row), [...groups.get(key(row)) ?? [], row]);
-  return groups;
-}
-
 function points(rows: readonly Row[], x: string, y: string): [number, number][] {
   return rows.filter((row) => row[y] !== "" && row[y] !== undefined)
     .map((row): [number, number] => [Number(row[x]), Number(row[y])])
@@ -42,13 +36,13 @@ function points(rows: readonly Row[], x: string, y: string): [number, number][] 
 export function sweepFigure(rows: readonly Row[], title: string): string {
   const panels: Panel[] = [];
   for (
-    const [group, members] of grouped(
+    const [group, members] of Map.groupBy(
       rows,
       (row) => `${row.pass}, ${row.causal === "true" ? "causal" : "full"}`,
     )
   ) {
     const series = (y: string, factor: number): Series[] =>
-      [...grouped(members, (row) => row.attn ?? "")].map(([name, own]) => ({
+      [...Map.groupBy(members, (row) => row.attn ?? "")].map(([name, own]) => ({
         name,
         points: points(own, "L", y).map(([L, value]): [number, number] => [L, value * factor]),
         faint: !OURS.includes(name),
