@@ -9,15 +9,15 @@
 
 import { Option } from "@commander-js/extra-typings";
 import { BLEU_TOKENIZERS, type BleuTokenizer, readText, splitLines } from "../data/mod.ts";
-import { ATTENTION_FORMS } from "../ffi/mod.ts";
 import { buildNeeded } from "./build.ts";
 import { writeFileSafely } from "./checkpoint.ts";
-import { createCommand, integer, note, number, runMain, seconds, UsageError } from "./cli.ts";
+import { createCommand, note, runMain, seconds, UsageError } from "./cli.ts";
 import { openCorpus } from "./corpora.ts";
+import { MODEL_OPTIONS, openChosen } from "./model_options.ts";
 import { Progress } from "./progress.ts";
-import { latestRun, runPath, shownPath } from "./run_folder.ts";
+import { shownPath } from "./run_folder.ts";
 import { printScores, score, type Scores, tokenizerFor, tokenizerForText } from "./scores.ts";
-import { bestTexts, openTrained, translateAll } from "./session.ts";
+import { bestTexts, translateAll } from "./session.ts";
 
 type Options = ReturnType<typeof readOptions>;
 
@@ -28,23 +28,19 @@ function readOptions() {
     "BLEU and chrF of a checkpoint on a test set, or of a file of translations.",
   )
     .option("--run <name>", "the run to evaluate (default: the one that was trained last)")
-    .option("--checkpoint <folder>", "a checkpoint instead of a run's best")
+    .addOption(MODEL_OPTIONS.checkpoint)
     .option("--data <folder>", "corpus (default: the run's)")
     .addOption(
       new Option("--part <part>", "part of the corpus").choices(["test", "dev"] as const).default(
         "test" as const,
       ),
     )
-    .option("--beam <n>", "hypotheses of the beam search, 1: greedy (default: the run's)", integer(1))
-    .option("--length-penalty <a>", "exponent of the length penalty (default: the run's)", number(0, 10))
-    .option("--max-len <n>", "most tokens of a translation (default: the run's)", integer(0))
-    .addOption(
-      new Option("--device <device>", "where").choices(["auto", "cuda", "cpu"] as const).default(
-        "auto" as const,
-      ),
-    )
-    .addOption(new Option("--attn <form>", "attention form (default: the run's)").choices(ATTENTION_FORMS))
-    .addOption(new Option("--attn_type <form>", "the same").choices(ATTENTION_FORMS).hideHelp())
+    .addOption(MODEL_OPTIONS.beam)
+    .addOption(MODEL_OPTIONS.lengthPenalty)
+    .addOption(MODEL_OPTIONS.maxLen)
+    .addOption(MODEL_OPTIONS.device)
+    .addOption(MODEL_OPTIONS.attn)
+    .addOption(MODEL_OPTIONS.attnType)
     .option("--out <file>", "write the translations there")
     .option("--hyp <file>", "score these translations, without a model")
     .option("--ref <file...>", "their references, a file for each set")
@@ -84,8 +80,7 @@ async function scoreFiles(hyp: string, refs: readonly string[], options: Options
 /** Translates a test set and scores the translations. */
 async function scoreModel(options: Options): Promise<Scores> {
   await buildNeeded();
-  const path = options.checkpoint ?? (options.run === undefined ? latestRun() : runPath(options.run));
-  using trained = openTrained(path, { device: options.device, attn: options.attn ?? options.attn_type });
+  using trained = openChosen(options);
   const { config, state, run } = trained.checkpoint;
   const corpus = await openCorpus(
     { ...config, data: options.data ?? config.data, devPairs: 0, testPairs: 0 },

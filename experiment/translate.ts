@@ -7,18 +7,11 @@
  * @module
  */
 
-import { Option } from "@commander-js/extra-typings";
-import { ATTENTION_FORMS } from "../ffi/mod.ts";
-import { createCommand, integer, note, noteRaw, number, print, runMain, UsageError } from "./cli.ts";
+import { createCommand, integer, note, noteRaw, print, runMain } from "./cli.ts";
+import { MODEL_OPTIONS, openChosen } from "./model_options.ts";
 import { Progress } from "./progress.ts";
-import { latestRun, runPath, shownPath } from "./run_folder.ts";
-import {
-  openTrained,
-  type Trained,
-  translateAll,
-  type TranslateOptions,
-  type Translation,
-} from "./session.ts";
+import { shownPath } from "./run_folder.ts";
+import { type Trained, translateAll, type TranslateOptions, type Translation } from "./session.ts";
 
 /** Lines translated together at most: enough to sort by length, few enough for output to begin soon. */
 const WINDOW = 1024;
@@ -109,25 +102,17 @@ async function translateStream(trained: Trained, options: TranslateOptions, form
 async function main(): Promise<void> {
   const options = createCommand("translate", "Translate standard input, one line in, one line out.")
     .option("--run <name>", "the run to translate with (default: the one that was trained last)")
-    .option("--checkpoint <folder>", "a checkpoint instead of a run's best")
-    .option("--beam <n>", "hypotheses of the beam search, 1: greedy (default: the run's)", integer(1))
+    .addOption(MODEL_OPTIONS.checkpoint)
+    .addOption(MODEL_OPTIONS.beam)
     .option("--nbest <n>", "translations of each line, best first, as NUMBER<tab>TEXT", integer(1), 1)
     .option("--scores", "put each translation's score and a tab before it")
-    .option("--length-penalty <a>", "exponent of the length penalty (default: the run's)", number(0, 10))
-    .option("--max-len <n>", "most tokens of a translation (default: the run's)", integer(0))
-    .addOption(
-      new Option("--device <device>", "where").choices(["auto", "cuda", "cpu"] as const).default(
-        "auto" as const,
-      ),
-    )
-    .addOption(new Option("--attn <form>", "attention form (default: the run's)").choices(ATTENTION_FORMS))
-    .addOption(new Option("--attn_type <form>", "the same").choices(ATTENTION_FORMS).hideHelp())
+    .addOption(MODEL_OPTIONS.lengthPenalty)
+    .addOption(MODEL_OPTIONS.maxLen)
+    .addOption(MODEL_OPTIONS.device)
+    .addOption(MODEL_OPTIONS.attn)
+    .addOption(MODEL_OPTIONS.attnType)
     .parse().opts();
-  if (options.run !== undefined && options.checkpoint !== undefined) {
-    throw new UsageError("Cannot combine --run with --checkpoint");
-  }
-  const path = options.checkpoint ?? (options.run === undefined ? latestRun() : runPath(options.run));
-  using trained = openTrained(path, { device: options.device, attn: options.attn ?? options.attn_type });
+  using trained = openChosen(options);
   const { config, state } = trained.checkpoint;
   if (Deno.stdin.isTerminal()) {
     note(`${shownPath(trained.checkpoint.run)}, step ${state.step}: ${config.src} to ${config.tgt}`);

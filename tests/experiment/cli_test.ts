@@ -161,6 +161,13 @@ cliTest("bad flags and settings are one line with exit code 1", async () => {
   results.forEach((result, i) => assertFails(result, 1, cases[i]?.[1] ?? /never/));
 });
 
+cliTest("a run and a checkpoint cannot both be asked for", async () => {
+  for (const script of ["translate", "evaluate"] as const) {
+    const result = await run(script, ["--run", "a", "--checkpoint", "b"], { stdin: "" });
+    assertFails(result, 1, /Cannot combine --run with --checkpoint/);
+  }
+});
+
 cliTest("a run is never overwritten silently", async () => {
   const before = checkpointBytes(folderOf("trained"));
   const data = ["--data", folderOf("data")];
