@@ -67,11 +67,10 @@ struct FusedConsumer {
   int key;         // first key of the warpgroup in the sequence
   int limit[2];    // the thread's rows see queries from here on
   bool tail;       // some keys of the warpgroup do not count
-  Dropout dropout;
 
   __device__ __forceinline__ FusedConsumer(const KeyBlock<C> &block, const DqSum &sum, int group)
       : block(block), sum(sum), group(group), warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32),
-        key(block.first + group * kGroupRows), dropout(block.p.dropout) {
+        key(block.first + group * kGroupRows) {
     tail = key + kGroupRows > block.s.keys;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -84,25 +83,6 @@ struct FusedConsumer {
     return block.base + C::DsOffset + (buffer * C::Groups + of_group) * kGroupPanelBytes;
   }
   __device__ __forceinline__ int buffer(int n) const { return (n - block.begin + C::Buffers) % C::Buffers; }
-
-  __device__ __forceinline__ void release(int slot) const {
-    if (lane == 0) barrier_arrive(block.empty(slot));
-  }
-
-  __device__ __forceinline__ void start(float (&x)[C::Rows / 2], float (&dp)[C::Rows / 2], int n) const {
-    barrier_wait(block.q_full(slot), parity);
-    const int valid = block.s.nq - n * C::Rows;
-    if (valid < C::Rows) {
-      barrier_wait(block.dout_full(slot), parity);
-      clear_tile_rows<C::Panels>(block.q(slot), C::TilePanelBytes, valid, C::Rows);
-      clear_tile_rows<C::Panels>(block.dout(slot), C::TilePanelBytes, valid, C::Rows);
-      fence_async_proxy();
-      named_sync(1 + group, 128);
-    }
-    start_scores_product<T, C::D, C::Rows>(x, block.k(group), block.q(slot));
-    barrier_wait(block.dout_full(slot), parity);
-    start_scores_product<T, C::D, C::Rows>(dp, block.v(group), block.dout(slot));
-  }
 
   __device__ __forceinline__ void start_dq(float (&dq)[C::D / 2], int n) const {
     if (n >= block.begin) named_sync(kFull + buffer(n), 256);
@@ -141,24 +121,18 @@ struct FusedConsumer {
     fence_async_proxy();
   }
 
-  // In flight on entry and on return: dv += P^T dO and dk += dS^T Q of a step, perhaps dq of the one before it.
-  template <DqTurn Turn>
+  // On entry the scores of step n are in x; in flight, on return too: dk += dS^T Q of a step and perhaps dq of the one
+  // before.
+  template <DqTurn Turn, bool HasNext>
   __device__ __forceinline__ void step(float (&x)[C::Rows / 2], float (&dp)[C::Rows / 2], uint32_t (&pt)[C::Rows / 4],
                                        uint32_t (&dst)[C::Rows / 4], float (&dk)[C::D / 2], float (&dv)[C::D / 2],
                                        float (&dq)[C::D / 2], int n) {
-    start(x, dp, n);
+    barrier_wait(block.dout_full(slot), parity);
+    start_scores_product<T, C::D, C::Rows>(dp, block.v(group), block.dout(slot));
     KeptBits<C::Rows> kept;
     if constexpr (C::Dropout) {
-      find_kept_transposed<C::Rows>(dropout, n * C::Rows, key, block.b * block.p.a.H + block.h, kept);
-    }
-    product_wait<1>();
-    keep(x);
-    keep(pt);  // of the step before: read by a product until here
-    keep(dst);
-    if (n > block.begin) release(slot == 0 ? C::Stages - 1 : slot - 1);
-    if constexpr (Turn == DqTurn::kAdd) {
-      keep(dq);
-      if (n - 2 >= block.begin && n + 2 < block.end) named_arrive(kEmpty + buffer(n - 2), 256);
+      // Made anew in each step: kept, its five values would push accumulators out to memory.
+      find_kept_transposed<C::Rows>(Dropout(block.p.dropout), n * C::Rows, key, block.b * block.p.a.H + block.h, kept);
     }
     if (tail || (block.p.a.causal && key + kGroupRows - 1 - block.s.shift > n * C::Rows)) {
       const int column = n * C::Rows + lane % 4 * 2;
@@ -169,25 +143,53 @@ struct FusedConsumer {
       probabilities_at<T, C::Rows, C::Dropout>(j, x, pt, block.lse(slot), block.p.scale_log2, kept);
     }
     start_sum_product<T, C::D, C::Rows>(dv, pt, block.dout(slot));
-    if constexpr (Turn == DqTurn::kAdd) {
-      if (n - 2 >= block.begin) add_dq(dq, n - 2);
+    const int here = slot, before = slot == 0 ? C::Stages - 1 : slot - 1;
+    if (++slot == C::Stages) slot = 0, parity ^= 1;
+    if constexpr (HasNext && !C::Dropout) {
+      block.start_scores(x, group, n + 1, slot, parity);
+      product_wait<2>();
+    } else {
+      product_wait<1>();
     }
-    product_wait<1>();
     keep(dp);
+    if constexpr (!C::Dropout) {
+      keep(dst);  // of the step before: read by a product until here
+      if (n > block.begin) block.release(before);
+    }
+    if constexpr (Turn == DqTurn::kAdd) {
+      keep(dq);
+      if (n - 2 >= block.begin && n + 2 < block.end) named_arrive(kEmpty + buffer(n - 2), 256);
+    }
 #pragma unroll
     for (int j = 0; j < C::Rows / 8; j++) {
-      differentiate_at<T, C::Rows, C::Dropout>(j, x, dp, dst, block.delta(slot), kept, dropout.scale);
+      if constexpr (C::Dropout) {
+        differentiate_at<T, C::Rows, true>(j, x, dp, dst, block.delta(here), kept, block.p.dropout.scale);
+      } else {
+        differentiate_packed_at<T, C::Rows>(j, pt, dp, dst, block.delta(here));
+      }
     }
+    start_sum_product<T, C::D, C::Rows>(dk, dst, block.q(here));
     if constexpr (Turn == DqTurn::kAdd) {
       store_ds(dst, n);
+      if (n - 2 >= block.begin) add_dq(dq, n - 2);
     } else {
       if (n - block.begin >= C::Buffers) named_sync(kEmpty + buffer(n), 256);
       store_ds(dst, n);
       named_arrive(kFull + buffer(n), 256);
+      start_dq(dq, n - 1);
     }
-    start_sum_product<T, C::D, C::Rows>(dk, dst, block.q(slot));
-    if constexpr (Turn == DqTurn::kStart) start_dq(dq, n - 1);
-    if (++slot == C::Stages) slot = 0, parity ^= 1;
+    if constexpr (HasNext) {
+      if constexpr (C::Dropout) {
+        block.start_scores(x, group, n + 1, slot, parity);
+        product_wait<0>();
+        keep(dst);
+        block.release(slot == 0 ? C::Stages - 1 : slot - 1);
+      } else {
+        product_wait<(Turn == DqTurn::kStart ? 2 : 1)>();
+      }
+      keep(x);
+      keep(pt);
+    }
   }
 
   // After the last step: dq of a step that this warpgroup still owes.
@@ -206,17 +208,22 @@ struct FusedConsumer {
     keep(dk);
     keep(dv);
     int n = block.begin;
-    for (; n + 1 < block.end; n += 2) {
-      step<first>(x, dp, pt, dst, dk, dv, dq, n);
-      step<second>(x, dp, pt, dst, dk, dv, dq, n + 1);
+    block.start_scores(x, group, n, slot, parity);
+    product_wait<0>();
+    keep(x);
+    for (; n + 2 < block.end; n += 2) {
+      step<first, true>(x, dp, pt, dst, dk, dv, dq, n);
+      step<second, true>(x, dp, pt, dst, dk, dv, dq, n + 1);
     }
-    if (n < block.end) {
-      step<first>(x, dp, pt, dst, dk, dv, dq, n);
+    if (n + 1 < block.end) {
+      step<first, true>(x, dp, pt, dst, dk, dv, dq, n);
+      step<second, false>(x, dp, pt, dst, dk, dv, dq, n + 1);
+      if constexpr (Group == 1) start_dq(dq, n + 1);
+      finish_dq(dq, Group == 1 ? n + 1 : n);
+    } else {
+      step<first, false>(x, dp, pt, dst, dk, dv, dq, n);
       if constexpr (Group == 0) start_dq(dq, n);
       finish_dq(dq, Group == 0 ? n : n - 1);
-    } else {
-      if constexpr (Group == 1) start_dq(dq, n - 1);
-      finish_dq(dq, Group == 1 ? n - 1 : n - 2);
     }
     keep(dk);
     keep(dv);
@@ -256,6 +263,7 @@ __global__ void __launch_bounds__(C::Threads, 1)
   extern __shared__ char dynamic_shared[];
   KeyBlock<C> block{p, maps, stats, (shared_address(dynamic_shared) + 1023) & ~1023u};
   block.find(find_head_tile(schedule, blockIdx.x), schedule);
+  allow_next_kernel();
   const bool walks = block.active > 0;
   if (walks) block.active = C::Groups;
   const int role = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
@@ -266,6 +274,7 @@ __global__ void __launch_bounds__(C::Threads, 1)
     if (threadIdx.x == C::Groups * 128 && walks) block.produce();
   } else {
     registers_grow<240>();
+    wait_for_kernel_before();  // the accumulator's zeros
     if (walks) {
       FusedConsumer<C> consumer(block, sum, role);
       if (role == 0) {
@@ -292,6 +301,7 @@ __global__ void __launch_bounds__(256)
     hopper_backward_prepare_kernel(const __grid_constant__ Problem p, const RowStats stats, const DqSum sum,
                                    int tiles) {
   constexpr int lanes = D / 8, rows_at_once = 256 / lanes;
+  allow_next_kernel();
   const int head = blockIdx.x / tiles, tile = blockIdx.x - head * tiles;
   const int b = head / p.a.H, h = head - b * p.a.H;
   if (b >= p.a.B) return;
@@ -333,6 +343,7 @@ __global__ void __launch_bounds__(128)
   __shared__ __align__(1024) char shared[kGroupPanelBytes * (D / kPanelColumns)];
   const int head = blockIdx.x / tiles, tile = blockIdx.x - head * tiles;
   const int b = head / p.a.H, h = head - b * p.a.H;
+  wait_for_kernel_before();
   clear_rows_past<T>(p.a.dq, p.a.dq_stride, clamp_int(p.a.cu_q[p.a.B], 0, p.a.rows_q), p.a.rows_q, p.a.H * D,
                      threadIdx.x, 128);
   if (b >= p.a.B) return;
@@ -375,16 +386,13 @@ fa_status launch_backward_fused(fa_ctx *ctx, const Problem &p, const RowStats &s
     FA_TRY(make_key_maps<C>(ctx, a, &maps));
     auto kernel = hopper_backward_fused_kernel<C>;
     FA_TRY(allow_shared(ctx, kernel, C::SharedBytes));
-    const unsigned blocks = static_cast<unsigned>(std::max<int64_t>(1, tiles * heads_of(a)));
-    kernel<<<blocks, C::Threads, C::SharedBytes, ctx->stream>>>(
-        p, maps, make_backward_schedule(ctx, a, tiles, a.max_q, false), stats, sum);
-    FA_TRY(FA_LAUNCHED(ctx, "Hopper attention backward"));
+    FA_TRY(launch_overlapping(ctx, kernel, std::max<int64_t>(1, tiles * heads_of(a)), C::Threads, C::SharedBytes, p,
+                              maps, make_backward_schedule(ctx, a, tiles, a.max_q, false), stats, sum));
   }
   if (a.rows_q == 0) return FA_OK;
   const int64_t convert = std::max<int64_t>(1, convert_tiles * heads_of(a));
-  hopper_backward_convert_kernel<T, C::D><<<static_cast<unsigned>(convert), 128, 0, ctx->stream>>>(
-      p, sum, static_cast<int>(std::max<int64_t>(1, convert_tiles)));
-  return FA_LAUNCHED(ctx, "Hopper attention backward, conversion");
+  return launch_overlapping(ctx, hopper_backward_convert_kernel<T, C::D>, convert, 128, 0, p, sum,
+                            static_cast<int>(std::max<int64_t>(1, convert_tiles)));
 }
 
 }  // namespace fa::hopper

@@ -2,8 +2,11 @@
 // streams by TMA together with their statistics. Scores are computed transposed, S^T = K Q^T and dP^T = V dO^T, so that
 // P^T and dS^T lie in registers as operands of dv += P^T dO and dk += dS^T Q: nothing is written to shared memory.
 //
-// A step: S^T and dP^T start behind the sums of the step before; P = 2^(S c - lse) while dP^T is on its way; dv += P^T
-// dO starts; dS = P (dP - delta) while that runs; dk += dS^T Q starts.
+// A step finds its scores made. dP^T starts; P = 2^(S c - lse) while that and dk of the step before are on their way;
+// dv
+// += P^T dO and the scores of the next step start; dS = P (dP - delta) while those run; dk += dS^T Q starts. P is taken
+// back from its packed form, so that the next scores have its registers; not with dropout, where what is packed has
+// gaps.
 #ifndef FLASHATTN_HOPPER_BACKWARD_KEY_CUH
 #define FLASHATTN_HOPPER_BACKWARD_KEY_CUH
 
@@ -29,6 +32,7 @@ struct KeyConfig {
   static constexpr int BarrierOffset = StatsOffset + 2 * Stages * StatsBytes;
   static constexpr int SharedBytes = BarrierOffset + 128 + 1024;  // 1024: room to align
   static_assert(Rows % 16 == 0 && Rows <= kStatsSlack && (3 * Stages + 1) * 8 <= 128);
+  static_assert(Stages >= 3, "a step starts the next one's scores before it gives back the one's before");
 };
 
 struct KeyMaps {
@@ -96,6 +100,7 @@ struct KeyBlock {
       }
     }
     const int64_t at = row_stats_start(stats, h, s.q0, b);
+    wait_for_kernel_before();  // the statistics
     int slot = 0;
     uint32_t parity = 1;
     for (int n = begin; n < end; n++) {
@@ -116,6 +121,26 @@ struct KeyBlock {
       if (++slot == C::Stages) slot = 0, parity ^= 1;
     }
   }
+
+  // A consumer warpgroup starts S^T of its keys and step n, whose queries lie in slot `at`.
+  __device__ __forceinline__ void start_scores(float (&x)[C::Rows / 2], int group, int n, int at,
+                                               uint32_t parity) const {
+    barrier_wait(q_full(at), parity);
+    const int valid = s.nq - n * C::Rows;
+    if (valid < C::Rows) {
+      barrier_wait(dout_full(at), parity);
+      clear_tile_rows<C::Panels>(q(at), C::TilePanelBytes, valid, C::Rows);
+      clear_tile_rows<C::Panels>(dout(at), C::TilePanelBytes, valid, C::Rows);
+      fence_async_proxy();
+      named_sync(1 + group, 128);
+    }
+    start_scores_product<T, C::D, C::Rows>(x, k(group), q(at));
+  }
+
+  // A consumer warp is done with a slot.
+  __device__ __forceinline__ void release(int slot) const {
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty(slot));
+  }
 };
 
 // One consumer warpgroup.
@@ -133,26 +158,6 @@ struct KeyConsumer {
       : block(block), group(group), warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32),
         key(block.first + group * kGroupRows), dropout(block.p.dropout) {}
 
-  __device__ __forceinline__ void release(int slot) const {
-    if (lane == 0) barrier_arrive(block.empty(slot));
-  }
-
-  // Starts S^T and dP^T of step n, a group each.
-  __device__ __forceinline__ void start(float (&x)[C::Rows / 2], float (&dp)[C::Rows / 2], int n) const {
-    barrier_wait(block.q_full(slot), parity);
-    const int valid = block.s.nq - n * C::Rows;
-    if (valid < C::Rows) {
-      barrier_wait(block.dout_full(slot), parity);
-      clear_tile_rows<C::Panels>(block.q(slot), C::TilePanelBytes, valid, C::Rows);
-      clear_tile_rows<C::Panels>(block.dout(slot), C::TilePanelBytes, valid, C::Rows);
-      fence_async_proxy();
-      named_sync(1 + group, 128);
-    }
-    start_scores_product<T, C::D, C::Rows>(x, block.k(group), block.q(slot));
-    barrier_wait(block.dout_full(slot), parity);
-    start_scores_product<T, C::D, C::Rows>(dp, block.v(group), block.dout(slot));
-  }
-
   // x: scores to probabilities; pt: those that are kept, packed.
   __device__ __forceinline__ void probabilities(float (&x)[C::Rows / 2], uint32_t (&pt)[C::Rows / 4], int n,
                                                 const KeptBits<C::Rows> &kept) const {
@@ -169,30 +174,50 @@ struct KeyConsumer {
     }
   }
 
-  // In flight on entry and on return: dv += P^T dO and dk += dS^T Q of a step.
+  // On entry the scores of step n are in x; in flight, on return too: dk += dS^T Q of a step.
+  template <bool HasNext>
   __device__ __forceinline__ void step(float (&x)[C::Rows / 2], float (&dp)[C::Rows / 2], uint32_t (&pt)[C::Rows / 4],
                                        uint32_t (&ds)[C::Rows / 4], float (&dk)[C::D / 2], float (&dv)[C::D / 2], int n,
                                        bool first) {
-    start(x, dp, n);
+    barrier_wait(block.dout_full(slot), parity);
+    start_scores_product<T, C::D, C::Rows>(dp, block.v(group), block.dout(slot));
     KeptBits<C::Rows> kept;
     if constexpr (C::Dropout) {
       find_kept_transposed<C::Rows>(dropout, n * C::Rows, key, block.b * block.p.a.H + block.h, kept);
     }
-    product_wait<1>();
-    keep(x);
-    keep(pt);  // of the step before: read by a product until here
-    keep(ds);
-    if (!first) release(slot == 0 ? C::Stages - 1 : slot - 1);
     probabilities(x, pt, n, kept);
     start_sum_product<T, C::D, C::Rows>(dv, pt, block.dout(slot));
-    product_wait<1>();
+    const int here = slot, before = slot == 0 ? C::Stages - 1 : slot - 1;
+    if (++slot == C::Stages) slot = 0, parity ^= 1;
+    if constexpr (HasNext && !C::Dropout) {
+      block.start_scores(x, group, n + 1, slot, parity);
+      product_wait<2>();
+    } else {
+      product_wait<1>();
+    }
     keep(dp);
+    keep(ds);  // of the step before: read by a product until here
+    if (!first) block.release(before);
 #pragma unroll
     for (int j = 0; j < C::Rows / 8; j++) {
-      differentiate_at<T, C::Rows, C::Dropout>(j, x, dp, ds, block.delta(slot), kept, dropout.scale);
+      if constexpr (C::Dropout) {
+        differentiate_at<T, C::Rows, true>(j, x, dp, ds, block.delta(here), kept, dropout.scale);
+      } else {
+        differentiate_packed_at<T, C::Rows>(j, pt, dp, ds, block.delta(here));
+      }
     }
-    start_sum_product<T, C::D, C::Rows>(dk, ds, block.q(slot));
-    if (++slot == C::Stages) slot = 0, parity ^= 1;
+    start_sum_product<T, C::D, C::Rows>(dk, ds, block.q(here));
+    if constexpr (HasNext) {
+      if constexpr (C::Dropout) {
+        block.start_scores(x, group, n + 1, slot, parity);
+        product_wait<0>();
+        keep(ds);
+      } else {
+        product_wait<1>();
+      }
+      keep(x);
+      keep(pt);
+    }
   }
 
   __device__ __forceinline__ void run() {
@@ -204,7 +229,7 @@ struct KeyConsumer {
     for (int n = block.begin; n < begin; n++) {  // steps that see other keys of the block
       barrier_wait(block.q_full(slot), parity);
       barrier_wait(block.dout_full(slot), parity);
-      release(slot);
+      block.release(slot);
       if (++slot == C::Stages) slot = 0, parity ^= 1;
     }
     {
@@ -212,7 +237,13 @@ struct KeyConsumer {
       uint32_t pt[C::Rows / 4] = {}, ds[C::Rows / 4] = {};
       keep(dk);
       keep(dv);
-      for (int n = begin; n < block.end; n++) step(x, dp, pt, ds, dk, dv, n, n == begin);
+      if (begin < block.end) {
+        block.start_scores(x, group, begin, slot, parity);
+        product_wait<0>();
+        keep(x);
+        for (int n = begin; n + 1 < block.end; n++) step<true>(x, dp, pt, ds, dk, dv, n, n == begin);
+        step<false>(x, dp, pt, ds, dk, dv, block.end - 1, block.end - 1 == begin);
+      }
       product_wait<0>();
       keep(dk);
       keep(dv);
@@ -265,6 +296,7 @@ __global__ void __launch_bounds__(C::Threads, C::Blocks)
     } else {
       consumer.write_zeros();
     }
+    wait_for_kernel_before();  // whatever follows this kernel follows that one too
     const int begin = clamp_int(p.a.cu_k[p.a.B], 0, p.a.rows_k), columns = p.a.H * C::D;
     clear_rows_past<typename C::T>(p.a.dk, p.a.dk_stride, begin, p.a.rows_k, columns, threadIdx.x, C::Groups * 128);
     clear_rows_past<typename C::T>(p.a.dv, p.a.dv_stride, begin, p.a.rows_k, columns, threadIdx.x, C::Groups * 128);
@@ -294,9 +326,8 @@ fa_status launch_backward_key(fa_ctx *ctx, const Problem &p, const RowStats &sta
   FA_TRY(check_grid(ctx, blocks));
   auto kernel = hopper_backward_key_kernel<C>;
   FA_TRY(allow_shared(ctx, kernel, C::SharedBytes));
-  kernel<<<static_cast<unsigned>(blocks), C::Threads, C::SharedBytes, ctx->stream>>>(
-      p, maps, make_backward_schedule(ctx, a, tiles, a.max_q, false), stats);
-  return FA_LAUNCHED(ctx, "Hopper attention backward, keys");
+  return launch_overlapping(ctx, kernel, blocks, C::Threads, C::SharedBytes, p, maps,
+                            make_backward_schedule(ctx, a, tiles, a.max_q, false), stats);
 }
 
 }  // namespace fa::hopper

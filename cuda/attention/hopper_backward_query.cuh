@@ -3,8 +3,8 @@
 // memory, and every sum has a fixed order. The kernel also makes the statistics of its rows for the key kernel, which
 // runs after it.
 //
-// A step: P = 2^(S c - lse) while dP = dO V^T is on its way; dS = P (dP - delta); dq += dS K and the scores of the next
-// step are started together, and other warpgroups fill the tensor cores meanwhile.
+// A step finds its scores made. dP = dO V^T starts; P = 2^(S c - lse), packed, while that and dq of the step before are
+// on their way; the scores of the next step start; dS = P (dP - delta) while those run; dq += dS K starts.
 #ifndef FLASHATTN_HOPPER_BACKWARD_QUERY_CUH
 #define FLASHATTN_HOPPER_BACKWARD_QUERY_CUH
 
@@ -27,6 +27,7 @@ struct QueryConfig {
   static constexpr int VOffset = KOffset + Stages * TileBytes, BarrierOffset = VOffset + Stages * TileBytes;
   static constexpr int SharedBytes = BarrierOffset + 128 + 1024;  // 1024: room to align
   static_assert(Keys % 16 == 0 && TilePanelBytes % 1024 == 0 && (3 * Stages + 1) * 8 <= 128);
+  static_assert(Stages >= 3, "a step starts the next one's scores before it gives back the one's before");
   static_assert(!Dropout || Keys % 32 == 0, "a dropout call serves 32 keys");
 };
 
@@ -156,32 +157,35 @@ struct QueryConsumer {
     }
   }
 
-  // Starts S and dP of step n, a group each.
-  __device__ __forceinline__ void start(float (&x)[C::Keys / 2], float (&dp)[C::Keys / 2], int n) const {
-    barrier_wait(block.k_full(slot), parity);
+  // Starts S of step n, whose keys lie in slot `at`.
+  __device__ __forceinline__ void start_scores(float (&x)[C::Keys / 2], int n, int at, uint32_t at_parity) const {
+    barrier_wait(block.k_full(at), at_parity);
     const int valid = block.s.keys - n * C::Keys;
     if (valid < C::Keys) {
-      barrier_wait(block.v_full(slot), parity);
-      clear_tile_rows<C::Panels>(block.k(slot), C::TilePanelBytes, valid, C::Keys);
-      clear_tile_rows<C::Panels>(block.v(slot), C::TilePanelBytes, valid, C::Keys);
+      barrier_wait(block.v_full(at), at_parity);
+      clear_tile_rows<C::Panels>(block.k(at), C::TilePanelBytes, valid, C::Keys);
+      clear_tile_rows<C::Panels>(block.v(at), C::TilePanelBytes, valid, C::Keys);
       fence_async_proxy();
       named_sync(1 + group, 128);
     }
-    start_scores_product<T, C::D, C::Keys>(x, block.q(group), block.k(slot));
-    barrier_wait(block.v_full(slot), parity);
-    start_scores_product<T, C::D, C::Keys>(dp, block.dout(group), block.v(slot));
+    start_scores_product<T, C::D, C::Keys>(x, block.q(group), block.k(at));
   }
 
-  __device__ __forceinline__ void probabilities(float (&x)[C::Keys / 2], int n) const {
+  // x: scores; pt: probabilities, packed.
+  __device__ __forceinline__ void probabilities(float (&x)[C::Keys / 2], uint32_t (&pt)[C::Keys / 4], int n) const {
     if ((n + 1) * C::Keys > unmasked) {
       const int column = n * C::Keys + lane % 4 * 2;
       mask_from<C::Keys>(x, limit[0] - column, limit[1] - column);
     }
 #pragma unroll
-    for (int i = 0; i < C::Keys / 2; i++) x[i] = exp2_fast(fmaf(x[i], block.p.scale_log2, -lse[(i >> 1) & 1]));
+    for (int i = 0; i < C::Keys / 4; i++) {
+      const float low = exp2_fast(fmaf(x[2 * i], block.p.scale_log2, -lse[i & 1]));
+      const float high = exp2_fast(fmaf(x[2 * i + 1], block.p.scale_log2, -lse[i & 1]));
+      pt[i] = pack2<T>(low, high);
+    }
   }
 
-  __device__ __forceinline__ void differentiate(const float (&x)[C::Keys / 2], const float (&dp)[C::Keys / 2],
+  __device__ __forceinline__ void differentiate(const uint32_t (&pt)[C::Keys / 4], const float (&dp)[C::Keys / 2],
                                                 uint32_t (&ds)[C::Keys / 4], int n) const {
     uint4 words[2];
 #pragma unroll
@@ -195,33 +199,42 @@ struct QueryConsumer {
       }
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        float y[2];
+        float g[2] = {dp[4 * j + 2 * r], dp[4 * j + 2 * r + 1]};
+        if constexpr (C::Dropout) {
 #pragma unroll
-        for (int c = 0; c < 2; c++) {
-          float g = dp[4 * j + 2 * r + c];
-          if constexpr (C::Dropout) g = dropout.keep(words[c], 4 * r + j % 4) ? g * dropout.scale : 0.0f;
-          y[c] = x[4 * j + 2 * r + c] * (g - delta[r]);
+          for (int c = 0; c < 2; c++) g[c] = dropout.keep(words[c], 4 * r + j % 4) ? g[c] * dropout.scale : 0.0f;
         }
-        ds[2 * j + r] = pack2<T>(y[0], y[1]);
+        const float2 x = unpack2<T>(pt[2 * j + r]);
+        ds[2 * j + r] = pack2<T>(x.x * (g[0] - delta[r]), x.y * (g[1] - delta[r]));
       }
     }
   }
 
-  // In flight on entry and on return: dq += dS K of a step.
-  __device__ __forceinline__ void step(float (&x)[C::Keys / 2], float (&dp)[C::Keys / 2], uint32_t (&ds)[C::Keys / 4],
-                                       float (&dq)[C::D / 2], int n, bool first) {
-    start(x, dp, n);
-    product_wait<1>();
-    keep(x);
-    if (!first) release(slot == 0 ? C::Stages - 1 : slot - 1);
-    probabilities(x, n);
-    product_wait<0>();
+  // On entry the scores of step n are in x; in flight, on return too: dq += dS K of a step.
+  template <bool HasNext>
+  __device__ __forceinline__ void step(float (&x)[C::Keys / 2], float (&dp)[C::Keys / 2], uint32_t (&pt)[C::Keys / 4],
+                                       uint32_t (&ds)[C::Keys / 4], float (&dq)[C::D / 2], int n, bool first) {
+    barrier_wait(block.v_full(slot), parity);
+    start_scores_product<T, C::D, C::Keys>(dp, block.dout(group), block.v(slot));
+    probabilities(x, pt, n);
+    const int here = slot, before = slot == 0 ? C::Stages - 1 : slot - 1;
+    if (++slot == C::Stages) slot = 0, parity ^= 1;
+    if constexpr (HasNext) {
+      start_scores(x, n - 1, slot, parity);
+      product_wait<1>();
+    } else {
+      product_wait<0>();
+    }
     keep(dp);
     keep(dq);
     keep(ds);  // of the step before: read by a product until here
-    differentiate(x, dp, ds, n);
-    start_sum_product<T, C::D, C::Keys>(dq, ds, block.k(slot));
-    if (++slot == C::Stages) slot = 0, parity ^= 1;
+    if (!first) release(before);
+    differentiate(pt, dp, ds, n);
+    start_sum_product<T, C::D, C::Keys>(dq, ds, block.k(here));
+    if constexpr (HasNext) {
+      product_wait<1>();
+      keep(x);
+    }
   }
 
   __device__ __forceinline__ void run() {
@@ -240,9 +253,13 @@ struct QueryConsumer {
     barrier_wait(block.q_full(), 0);
     if (steps > 0) {
       float x[C::Keys / 2], dp[C::Keys / 2];
-      uint32_t ds[C::Keys / 4] = {};
+      uint32_t pt[C::Keys / 4], ds[C::Keys / 4] = {};
       keep(dq);
-      for (int n = steps - 1; n >= 0; n--) step(x, dp, ds, dq, n, n == steps - 1);
+      start_scores(x, steps - 1, slot, parity);
+      product_wait<0>();
+      keep(x);
+      for (int n = steps - 1; n > 0; n--) step<true>(x, dp, pt, ds, dq, n, n == steps - 1);
+      step<false>(x, dp, pt, ds, dq, 0, steps == 1);
       product_wait<0>();
       keep(dq);
       keep(ds);
@@ -271,6 +288,7 @@ __global__ void __launch_bounds__(C::Threads, C::Blocks)
     block.rows = min(C::Rows, block.s.nq - block.first);
     block.blocks = (block.keys_until(block.first + block.rows - 1) + C::Keys - 1) / C::Keys;
   }
+  allow_next_kernel();
   const int role = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (threadIdx.x == 0 && block.rows > 0) block.init_barriers();
   __syncthreads();

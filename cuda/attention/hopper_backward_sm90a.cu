@@ -17,24 +17,14 @@ bool is_fused(const fa_attention_args &args) {
   return args.D == 64 && args.deterministic == 0 && args.max_k >= kLong;
 }
 
-// Longer tiles where the length fills them; a dropout call serves 32 keys.
-template <class T, bool Dropout>
-fa_status run_query64(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
-  if constexpr (!Dropout) {
-    if (p.a.causal == 0 && p.a.max_k < kLong) {
-      return launch_backward_query<QueryConfig<T, 64, 3, 80, 4, 1, false>>(ctx, p, stats);
-    }
-  }
-  return launch_backward_query<QueryConfig<T, 64, 3, 64, 4, 1, Dropout>>(ctx, p, stats);
-}
-
+// Longer tiles where the length fills them; a dropout call serves 32 queries.
 template <class T, bool Dropout>
 fa_status run_key64(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
   if constexpr (Dropout) {
     return launch_backward_key<KeyConfig<T, 64, 2, 64, 3, 1, true>>(ctx, p, stats);
   } else {
-    if (p.a.max_q < kLong) return launch_backward_key<KeyConfig<T, 64, 2, 80, 3, 1, false>>(ctx, p, stats);
-    return launch_backward_key<KeyConfig<T, 64, 2, 96, 3, 1, false>>(ctx, p, stats);
+    if (p.a.max_q < kLong) return launch_backward_key<KeyConfig<T, 64, 2, 80, 4, 1, false>>(ctx, p, stats);
+    return launch_backward_key<KeyConfig<T, 64, 2, 96, 4, 1, false>>(ctx, p, stats);
   }
 }
 
@@ -42,15 +32,15 @@ template <class T, bool Dropout>
 fa_status run64(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
   if (is_short(p.a)) return launch_backward_short<ShortConfig<T, 64, 2, Dropout>>(ctx, p);
   if (is_fused(p.a)) return launch_backward_fused<FusedConfig<T, 64, 3, Dropout>>(ctx, p, stats);
-  FA_TRY((run_query64<T, Dropout>(ctx, p, stats)));
+  FA_TRY((launch_backward_query<QueryConfig<T, 64, 3, 64, 4, 1, Dropout>>(ctx, p, stats)));
   return run_key64<T, Dropout>(ctx, p, stats);
 }
 
 template <class T, bool Dropout>
 fa_status run128(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
   if (is_short(p.a)) return launch_backward_short<ShortConfig<T, 128, 1, Dropout>>(ctx, p);
-  FA_TRY((launch_backward_query<QueryConfig<T, 128, 2, Dropout ? 64 : 96, 2, 1, Dropout>>(ctx, p, stats)));
-  return launch_backward_key<KeyConfig<T, 128, 2, 48, 3, 1, Dropout>>(ctx, p, stats);
+  FA_TRY((launch_backward_query<QueryConfig<T, 128, 2, Dropout ? 64 : 80, 3, 1, Dropout>>(ctx, p, stats)));
+  return launch_backward_key<KeyConfig<T, 128, 2, 48, 4, 1, Dropout>>(ctx, p, stats);
 }
 
 template <class T, bool Dropout>
