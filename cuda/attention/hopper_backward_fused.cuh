@@ -1,10 +1,10 @@
 // dq, dk and dv by one walk over the queries on Hopper: five products where the query and key kernels together make
 // seven. A block owns 128 keys, as in the key kernel, and each step's dS^T also goes to shared memory, for dq = dS K,
 // which is added to a float accumulator in memory. Adds of different blocks come in no fixed order: not for the
-// deterministic mode.
+// deterministic mode. A kernel before makes the row statistics and the accumulator's zeros, one after converts it.
 //
-// The two warpgroups make dq of every second step each, one step late, so that neither waits for the other's dS^T; four
-// buffers hold it. A kernel before makes the row statistics and the accumulator's zeros, one after converts it.
+// Here at D 64 the two warpgroups make dq of every second step each, one step late, so that neither waits for the
+// other's dS^T; four buffers hold it. At D 128: hopper_backward_fused_wide.cuh.
 #ifndef FLASHATTN_HOPPER_BACKWARD_FUSED_CUH
 #define FLASHATTN_HOPPER_BACKWARD_FUSED_CUH
 
@@ -15,7 +15,9 @@ namespace fa::hopper {
 template <class T_, int D_, int Stages_, bool Dropout_>
 struct FusedConfig {
   using T = T_;
-  static constexpr int D = D_, Groups = 2, Rows = 64, Stages = Stages_, Buffers = 4;
+  static constexpr int D = D_, Groups = 2, Rows = 64, Stages = Stages_;
+  static constexpr int Buffers = D == 64 ? 4 : 2;                                        // of dS^T
+  static constexpr int DqBytes = D == 64 ? 0 : Groups * kGroupRows * kPanelColumns * 4;  // dq on its way to memory
   static constexpr bool Dropout = Dropout_;
   static constexpr int Panels = D / kPanelColumns;
   static constexpr int Keys = kGroupRows * Groups;
@@ -25,12 +27,13 @@ struct FusedConfig {
   static constexpr int StatsBytes = Rows * 4;
   static constexpr int VOffset = Groups * GroupBytes, QOffset = 2 * Groups * GroupBytes;
   static constexpr int DoutOffset = QOffset + Stages * TileBytes, DsOffset = DoutOffset + Stages * TileBytes;
-  static constexpr int StatsOffset = DsOffset + Buffers * Groups * kGroupPanelBytes;
+  static constexpr int DqOffset = DsOffset + Buffers * Groups * kGroupPanelBytes, StatsOffset = DqOffset + DqBytes;
   static constexpr int BarrierOffset = StatsOffset + 2 * Stages * StatsBytes;
-  static constexpr int SharedBytes = BarrierOffset + 128 + 1024;  // 1024: room to align
+  static constexpr int SharedBytes = BarrierOffset + 256 + 1024;  // 1024: room to align
 };
 
-// ---- the accumulator of dq: [H, tiles, 64 x D floats] in fragment order, each sequence padded to whole tiles -------
+// ---- the accumulator of dq: [H, tiles, D / 64 panels, 64 x 64 floats in fragment order] ----------------------------
+// Each sequence is padded to whole tiles.
 
 inline int64_t accumulator_tiles(const fa_attention_args &a) { return a.rows_q / kGroupRows + a.B + 1; }
 inline int64_t fused_accumulator_bytes(const fa_attention_args &a) {
@@ -49,16 +52,11 @@ __device__ __forceinline__ float *dq_sum_tile(const DqSum &sum, int h, int q0, i
 
 // ---- main kernel ---------------------------------------------------------------------------------------------------
 
-// What a warpgroup does about dq in a step beside its part of dk and dv: adds that of two steps before to memory, or
-// starts that of the step before. In its first step, started of nothing, dq is never added.
-enum class DqTurn { kAdd, kStart };
-
+// What the consumer warpgroups of the walk share, whatever their order of work.
 template <class C>
-struct FusedConsumer {
+struct FusedWarpgroup {
   using T = typename C::T;
-  // Named barriers: 1, 2 of a warpgroup, then full and empty of the buffers, then of both warpgroups.
-  static constexpr int kFull = 3, kEmpty = kFull + C::Buffers, kBoth = kEmpty + C::Buffers;
-  static_assert(kBoth < 16);
+  static constexpr int kDqColumns = kPanelColumns;  // of dq that a warpgroup makes at a time: a panel
   const KeyBlock<C> &block;
   const DqSum &sum;
   const int group, warp, lane;
@@ -68,7 +66,7 @@ struct FusedConsumer {
   int limit[2];    // the thread's rows see queries from here on
   bool tail;       // some keys of the warpgroup do not count
 
-  __device__ __forceinline__ FusedConsumer(const KeyBlock<C> &block, const DqSum &sum, int group)
+  __device__ __forceinline__ FusedWarpgroup(const KeyBlock<C> &block, const DqSum &sum, int group)
       : block(block), sum(sum), group(group), warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32),
         key(block.first + group * kGroupRows) {
     tail = key + kGroupRows > block.s.keys;
@@ -82,43 +80,90 @@ struct FusedConsumer {
   __device__ __forceinline__ uint32_t ds(int buffer, int of_group) const {
     return block.base + C::DsOffset + (buffer * C::Groups + of_group) * kGroupPanelBytes;
   }
-  __device__ __forceinline__ int buffer(int n) const { return (n - block.begin + C::Buffers) % C::Buffers; }
 
-  __device__ __forceinline__ void start_dq(float (&dq)[C::D / 2], int n) const {
-    if (n >= block.begin) named_sync(kFull + buffer(n), 256);
+  // -inf to the scores of step n that do not count.
+  __device__ __forceinline__ void mask(float (&x)[C::Rows / 2], int n) const {
+    if (tail || (block.p.a.causal && key + kGroupRows - 1 - block.s.shift > n * C::Rows)) {
+      const int column = n * C::Rows + lane % 4 * 2;
+      mask_until<C::Rows>(x, limit[0] - column, limit[1] - column);
+    }
+  }
+
+  // dq = dS K of a panel's columns, as one group.
+  __device__ __forceinline__ void start_dq_product(float (&dq)[kDqColumns / 2], int buffer, int panel) const {
     product_begin();
 #pragma unroll
     for (int g = 0; g < C::Groups; g++) {
-      const uint64_t a = descriptor_mn_major(ds(buffer(n), g), kGroupPanelBytes);
-      const uint64_t b = descriptor_mn_major(block.k(g), kGroupPanelBytes);
+      const uint64_t a = descriptor_mn_major(ds(buffer, g), kGroupPanelBytes);
+      const uint64_t b = descriptor_mn_major(block.k(g) + panel * kGroupPanelBytes, kGroupPanelBytes);
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        product_ss<T, C::D, 1, 1>(dq, advance(a, i * 16 * kRowBytes), advance(b, i * 16 * kRowBytes), g > 0 || i > 0);
+      for (int i = 0; i < kGroupRows / 16; i++) {
+        product_ss<T, kDqColumns, 1, 1>(dq, advance(a, i * 16 * kRowBytes), advance(b, i * 16 * kRowBytes),
+                                        g > 0 || i > 0);
       }
     }
     product_commit();
   }
 
-  __device__ __forceinline__ void add_dq(const float (&dq)[C::D / 2], int n) const {
-    float *tile = dq_sum_tile<C::D>(sum, block.h, block.s.q0, block.b, n) + warp * 16 * C::D + lane * 4;
-#pragma unroll
-    for (int j = 0; j < C::D / 8; j++) {
-      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(tile + j * 128), "f"(dq[4 * j]),
-                   "f"(dq[4 * j + 1]), "f"(dq[4 * j + 2]), "f"(dq[4 * j + 3])
-                   : "memory");
-    }
-  }
-
-  // dS^T as it lies: rows keys, columns queries.
-  __device__ __forceinline__ void store_ds(const uint32_t (&x)[C::Rows / 4], int n) const {
+  // dS^T as it lies: rows keys, columns queries. Fence after it.
+  __device__ __forceinline__ void store_ds(const uint32_t (&x)[C::Rows / 4], int buffer) const {
     const int row = lane % 16;
-    const uint32_t mine = ds(buffer(n), group) + (warp * 16 + row) * kRowBytes;
+    const uint32_t mine = ds(buffer, group) + (warp * 16 + row) * kRowBytes;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int chunk = i * 2 + lane / 16;
       store_matrices(mine + ((chunk ^ (row & 7)) << 4), x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
     }
-    fence_async_proxy();
+  }
+
+  // walk(dk, dv) adds the products of all steps; `both`: a named barrier of both warpgroups.
+  template <class Walk>
+  __device__ __forceinline__ void run_walk(int both, Walk walk) {
+    float dk[C::D / 2], dv[C::D / 2];
+#pragma unroll
+    for (int i = 0; i < C::D / 2; i++) dk[i] = dv[i] = 0.0f;
+    barrier_wait(block.k_full(), 0);
+    if (tail) {
+      const int valid = max(0, block.s.keys - key);
+      clear_tile_rows<C::Panels>(block.k(group), kGroupPanelBytes, valid, kGroupRows);
+      clear_tile_rows<C::Panels>(block.v(group), kGroupPanelBytes, valid, kGroupRows);
+      fence_async_proxy();
+    }
+    named_sync(both, 256);
+    walk(dk, dv);
+    named_sync(both, 256);  // both are done with K and V
+    const fa_attention_args &a = block.p.a;
+    const int64_t row = static_cast<int64_t>(block.s.k0) + key;
+    const int existing = block.s.nk - key, valid = block.s.keys - key;
+    write_gradient<T, C::D>(dk, a.scale, block.k(group), head_row<T>(a.dk, row, a.dk_stride, block.h, C::D),
+                            a.dk_stride, existing, valid);
+    write_gradient<T, C::D>(dv, block.p.dropout.scale, block.v(group),
+                            head_row<T>(a.dv, row, a.dv_stride, block.h, C::D), a.dv_stride, existing, valid);
+  }
+};
+
+// What a warpgroup does about dq in a step beside its part of dk and dv: adds that of two steps before to memory, or
+// starts that of the step before. In its first step, started of nothing, dq is never added.
+enum class DqTurn { kAdd, kStart };
+
+template <class C>
+struct FusedConsumer : FusedWarpgroup<C> {
+  using Base = FusedWarpgroup<C>;
+  using Base::block, Base::sum, Base::group, Base::warp, Base::lane;
+  using Base::slot, Base::parity, Base::key, Base::kDqColumns;
+  using typename Base::T;
+  // Named barriers: 1, 2 of a warpgroup, then full and empty of the buffers, then of both warpgroups.
+  static constexpr int kFull = 3, kEmpty = kFull + C::Buffers, kBoth = kEmpty + C::Buffers;
+  static_assert(C::D == kPanelColumns && kBoth < 16);
+  using Base::Base;
+
+  __device__ __forceinline__ static void init_barriers(const KeyBlock<C> &) {}
+  __device__ __forceinline__ static void help(const KeyBlock<C> &, const DqSum &) {}
+  __device__ __forceinline__ int buffer(int n) const { return (n - block.begin + C::Buffers) % C::Buffers; }
+
+  __device__ __forceinline__ void start_dq(float (&dq)[C::D / 2], int n) const {
+    if (n >= block.begin) named_sync(kFull + buffer(n), 256);
+    this->start_dq_product(dq, buffer(n), 0);
   }
 
   // On entry the scores of step n are in x; in flight, on return too: dk += dS^T Q of a step and perhaps dq of the one
@@ -134,10 +179,7 @@ struct FusedConsumer {
       // Made anew in each step: kept, its five values would push accumulators out to memory.
       find_kept_transposed<C::Rows>(Dropout(block.p.dropout), n * C::Rows, key, block.b * block.p.a.H + block.h, kept);
     }
-    if (tail || (block.p.a.causal && key + kGroupRows - 1 - block.s.shift > n * C::Rows)) {
-      const int column = n * C::Rows + lane % 4 * 2;
-      mask_until<C::Rows>(x, limit[0] - column, limit[1] - column);
-    }
+    this->mask(x, n);
 #pragma unroll
     for (int j = 0; j < C::Rows / 8; j++) {
       probabilities_at<T, C::Rows, C::Dropout>(j, x, pt, block.lse(slot), block.p.scale_log2, kept);
@@ -170,11 +212,13 @@ struct FusedConsumer {
     }
     start_sum_product<T, C::D, C::Rows>(dk, dst, block.q(here));
     if constexpr (Turn == DqTurn::kAdd) {
-      store_ds(dst, n);
-      if (n - 2 >= block.begin) add_dq(dq, n - 2);
+      this->store_ds(dst, buffer(n));
+      fence_async_proxy();
+      if (n - 2 >= block.begin) this->add_dq(dq, n - 2);
     } else {
       if (n - block.begin >= C::Buffers) named_sync(kEmpty + buffer(n), 256);
-      store_ds(dst, n);
+      this->store_ds(dst, buffer(n));
+      fence_async_proxy();
       named_arrive(kFull + buffer(n), 256);
       start_dq(dq, n - 1);
     }
@@ -196,7 +240,17 @@ struct FusedConsumer {
   __device__ __forceinline__ void finish_dq(float (&dq)[C::D / 2], int n) const {
     product_wait<0>();
     keep(dq);
-    if (n >= block.begin) add_dq(dq, n);
+    if (n >= block.begin) this->add_dq(dq, n);
+  }
+
+  __device__ __forceinline__ void add_dq(const float (&dq)[kDqColumns / 2], int n) const {
+    float *tile = dq_sum_tile<C::D>(sum, block.h, block.s.q0, block.b, n) + warp * 16 * C::D + lane * 4;
+#pragma unroll
+    for (int j = 0; j < kDqColumns / 8; j++) {
+      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(tile + j * 128), "f"(dq[4 * j]),
+                   "f"(dq[4 * j + 1]), "f"(dq[4 * j + 2]), "f"(dq[4 * j + 3])
+                   : "memory");
+    }
   }
 
   template <int Group>
@@ -231,32 +285,16 @@ struct FusedConsumer {
     keep(dst);
   }
 
-  template <int Group>
   __device__ __forceinline__ void run() {
-    float dk[C::D / 2], dv[C::D / 2];
-#pragma unroll
-    for (int i = 0; i < C::D / 2; i++) dk[i] = dv[i] = 0.0f;
-    barrier_wait(block.k_full(), 0);
-    if (tail) {
-      const int valid = max(0, block.s.keys - key);
-      clear_tile_rows<C::Panels>(block.k(group), kGroupPanelBytes, valid, kGroupRows);
-      clear_tile_rows<C::Panels>(block.v(group), kGroupPanelBytes, valid, kGroupRows);
-      fence_async_proxy();
+    if (group == 0) {
+      this->run_walk(kBoth, [this](auto &dk, auto &dv) { walk<0>(dk, dv); });
+    } else {
+      this->run_walk(kBoth, [this](auto &dk, auto &dv) { walk<1>(dk, dv); });
     }
-    named_sync(kBoth, 256);
-    walk<Group>(dk, dv);
-    named_sync(kBoth, 256);  // both are done with K and V
-    const fa_attention_args &a = block.p.a;
-    const int64_t row = static_cast<int64_t>(block.s.k0) + key;
-    const int existing = block.s.nk - key, valid = block.s.keys - key;
-    write_gradient<T, C::D>(dk, a.scale, block.k(group), head_row<T>(a.dk, row, a.dk_stride, block.h, C::D),
-                            a.dk_stride, existing, valid);
-    write_gradient<T, C::D>(dv, block.p.dropout.scale, block.v(group),
-                            head_row<T>(a.dv, row, a.dv_stride, block.h, C::D), a.dv_stride, existing, valid);
   }
 };
 
-template <class C>
+template <class C, class Consumer>
 __global__ void __launch_bounds__(C::Threads, 1)
     hopper_backward_fused_kernel(const __grid_constant__ Problem p, const __grid_constant__ KeyMaps maps,
                                  const BackwardSchedule schedule, const RowStats stats, const DqSum sum) {
@@ -267,21 +305,20 @@ __global__ void __launch_bounds__(C::Threads, 1)
   const bool walks = block.active > 0;
   if (walks) block.active = C::Groups;
   const int role = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-  if (threadIdx.x == 0 && walks) block.init_barriers();
+  if (threadIdx.x == 0 && walks) {
+    Consumer::init_barriers(block);
+    block.init_barriers();
+  }
   __syncthreads();
   if (role == C::Groups) {
     registers_shrink<24>();
     if (threadIdx.x == C::Groups * 128 && walks) block.produce();
+    if (threadIdx.x >= C::Groups * 128 + 32 && walks) Consumer::help(block, sum);
   } else {
     registers_grow<240>();
     wait_for_kernel_before();  // the accumulator's zeros
     if (walks) {
-      FusedConsumer<C> consumer(block, sum, role);
-      if (role == 0) {
-        consumer.template run<0>();
-      } else {
-        consumer.template run<1>();
-      }
+      Consumer(block, sum, role).run();
     } else {
       KeyConsumer<C>(block, role).write_zeros();
     }
@@ -341,21 +378,23 @@ template <class T, int D>
 __global__ void __launch_bounds__(128)
     hopper_backward_convert_kernel(const __grid_constant__ Problem p, const DqSum sum, int tiles) {
   __shared__ __align__(1024) char shared[kGroupPanelBytes * (D / kPanelColumns)];
-  const int head = blockIdx.x / tiles, tile = blockIdx.x - head * tiles;
+  const int from_last = blockIdx.x / tiles, tile = blockIdx.x - from_last * tiles;
+  const int head = p.a.B * p.a.H - 1 - from_last;  // what was added last is still in L2
   const int b = head / p.a.H, h = head - b * p.a.H;
   wait_for_kernel_before();
   clear_rows_past<T>(p.a.dq, p.a.dq_stride, clamp_int(p.a.cu_q[p.a.B], 0, p.a.rows_q), p.a.rows_q, p.a.H * D,
                      threadIdx.x, 128);
-  if (b >= p.a.B) return;
+  if (head < 0) return;
   const Sequence s = find_sequence(p.a, b);
   const int first = tile * kGroupRows;
   if (first >= s.nq) return;
   const float4 *from = reinterpret_cast<const float4 *>(dq_sum_tile<D>(sum, h, s.q0, b, tile)) +
-                       threadIdx.x / 32 * (D / 8) * 32 + threadIdx.x % 32;
+                       threadIdx.x / 32 * (kPanelColumns / 8) * 32 + threadIdx.x % 32;
   float dq[D / 2];
 #pragma unroll
   for (int j = 0; j < D / 8; j++) {
-    const float4 x = from[j * 32];
+    constexpr int per_panel = kPanelColumns / 8;
+    const float4 x = from[j / per_panel * (kGroupRows * kPanelColumns / 4) + j % per_panel * 32];
     dq[4 * j] = x.x, dq[4 * j + 1] = x.y, dq[4 * j + 2] = x.z, dq[4 * j + 3] = x.w;
   }
   write_gradient<T, D>(dq, p.a.scale, shared_address(shared), head_row<T>(p.a.dq, s.q0 + first, p.a.dq_stride, h, D),
@@ -366,7 +405,7 @@ inline int64_t fused_workspace_bytes(const fa_attention_args &a) {
   return row_stats_bytes(a) + fused_accumulator_bytes(a);
 }
 
-template <class C>
+template <class C, class Consumer = FusedConsumer<C>>
 fa_status launch_backward_fused(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
   using T = typename C::T;
   const fa_attention_args &a = p.a;
@@ -377,14 +416,14 @@ fa_status launch_backward_fused(fa_ctx *ctx, const Problem &p, const RowStats &s
   FA_TRY(check_grid(ctx, std::max(tiles, convert_tiles) * heads_of(a)));
   if (prepare_tiles * heads_of(a) > 0) {
     const unsigned blocks = static_cast<unsigned>(prepare_tiles * heads_of(a));
-    hopper_backward_prepare_kernel<T, C::D><<<blocks, 256, 0, ctx->stream>>>(p, stats, sum,
-                                                                            static_cast<int>(prepare_tiles));
+    hopper_backward_prepare_kernel<T, C::D>
+        <<<blocks, 256, 0, ctx->stream>>>(p, stats, sum, static_cast<int>(prepare_tiles));
     FA_TRY(FA_LAUNCHED(ctx, "Hopper attention backward, preparation"));
   }
   if (a.rows_k > 0) {
     KeyMaps maps;
     FA_TRY(make_key_maps<C>(ctx, a, &maps));
-    auto kernel = hopper_backward_fused_kernel<C>;
+    auto kernel = hopper_backward_fused_kernel<C, Consumer>;
     FA_TRY(allow_shared(ctx, kernel, C::SharedBytes));
     FA_TRY(launch_overlapping(ctx, kernel, std::max<int64_t>(1, tiles * heads_of(a)), C::Threads, C::SharedBytes, p,
                               maps, make_backward_schedule(ctx, a, tiles, a.max_q, false), stats, sum));

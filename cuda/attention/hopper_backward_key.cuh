@@ -122,9 +122,8 @@ struct KeyBlock {
     }
   }
 
-  // A consumer warpgroup starts S^T of its keys and step n, whose queries lie in slot `at`.
-  __device__ __forceinline__ void start_scores(float (&x)[C::Rows / 2], int group, int n, int at,
-                                               uint32_t parity) const {
+  // A consumer warpgroup waits for the queries of step n in slot `at`.
+  __device__ __forceinline__ void await_queries(int group, int n, int at, uint32_t parity) const {
     barrier_wait(q_full(at), parity);
     const int valid = s.nq - n * C::Rows;
     if (valid < C::Rows) {
@@ -134,6 +133,12 @@ struct KeyBlock {
       fence_async_proxy();
       named_sync(1 + group, 128);
     }
+  }
+
+  // Then it starts S^T of its keys.
+  __device__ __forceinline__ void start_scores(float (&x)[C::Rows / 2], int group, int n, int at,
+                                               uint32_t parity) const {
+    await_queries(group, n, at, parity);
     start_scores_product<T, C::D, C::Rows>(x, k(group), q(at));
   }
 

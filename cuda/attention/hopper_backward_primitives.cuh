@@ -184,12 +184,15 @@ __device__ __forceinline__ void find_kept_transposed(const Dropout &dropout, int
   }
 }
 
-// Columns 8 j .. 8 j + 7: scores to probabilities 2^(x * scale_log2 - lse); pt: those that are kept, packed. `lse`:
-// address of the queries' values.
+// lse or delta of the thread's two queries of columns 8 j .. 8 j + 7; `values`: address of all queries'.
+__device__ __forceinline__ float2 load_query_values(uint32_t values, int j) {
+  return load_shared_float2(values + threadIdx.x % 4 * 8 + j * 32);
+}
+
+// Columns 8 j .. 8 j + 7: scores to probabilities 2^(x * scale_log2 - lse); pt: those that are kept, packed.
 template <class T, int Rows, bool WithDropout>
-__device__ __forceinline__ void probabilities_at(int j, float (&x)[Rows / 2], uint32_t (&pt)[Rows / 4], uint32_t lse,
+__device__ __forceinline__ void probabilities_of(int j, float (&x)[Rows / 2], uint32_t (&pt)[Rows / 4], float2 row,
                                                  float scale_log2, const KeptBits<Rows> &kept) {
-  const float2 row = load_shared_float2(lse + threadIdx.x % 4 * 8 + j * 32);
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     const int i = 4 * j + 2 * r;
@@ -203,13 +206,18 @@ __device__ __forceinline__ void probabilities_at(int j, float (&x)[Rows / 2], ui
   }
 }
 
+template <class T, int Rows, bool WithDropout>
+__device__ __forceinline__ void probabilities_at(int j, float (&x)[Rows / 2], uint32_t (&pt)[Rows / 4], uint32_t lse,
+                                                 float scale_log2, const KeptBits<Rows> &kept) {
+  probabilities_of<T, Rows, WithDropout>(j, x, pt, load_query_values(lse, j), scale_log2, kept);
+}
+
 // The same columns of ds = p (dp - delta), packed, with the probabilities as they were packed: x is free for other
 // scores.
 template <class T, int Rows>
-__device__ __forceinline__ void differentiate_packed_at(int j, const uint32_t (&pt)[Rows / 4],
+__device__ __forceinline__ void differentiate_packed_of(int j, const uint32_t (&pt)[Rows / 4],
                                                         const float (&dp)[Rows / 2], uint32_t (&ds)[Rows / 4],
-                                                        uint32_t delta) {
-  const float2 row = load_shared_float2(delta + threadIdx.x % 4 * 8 + j * 32);
+                                                        float2 row) {
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     const int i = 4 * j + 2 * r;
@@ -218,12 +226,19 @@ __device__ __forceinline__ void differentiate_packed_at(int j, const uint32_t (&
   }
 }
 
+template <class T, int Rows>
+__device__ __forceinline__ void differentiate_packed_at(int j, const uint32_t (&pt)[Rows / 4],
+                                                        const float (&dp)[Rows / 2], uint32_t (&ds)[Rows / 4],
+                                                        uint32_t delta) {
+  differentiate_packed_of<T, Rows>(j, pt, dp, ds, load_query_values(delta, j));
+}
+
 // The same columns of ds = x (dp - delta), packed.
 template <class T, int Rows, bool WithDropout>
 __device__ __forceinline__ void differentiate_at(int j, const float (&x)[Rows / 2], const float (&dp)[Rows / 2],
                                                  uint32_t (&ds)[Rows / 4], uint32_t delta, const KeptBits<Rows> &kept,
                                                  float dropout_scale) {
-  const float2 row = load_shared_float2(delta + threadIdx.x % 4 * 8 + j * 32);
+  const float2 row = load_query_values(delta, j);
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     const int i = 4 * j + 2 * r;

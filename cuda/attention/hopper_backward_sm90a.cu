@@ -1,20 +1,21 @@
 // The backward pass on Hopper: which kernels serve which problem.
 #include "hopper.cuh"
-#include "hopper_backward_fused.cuh"
+#include "hopper_backward_fused_wide.cuh"
 #include "hopper_backward_query.cuh"
 #include "hopper_backward_short.cuh"
 
 namespace fa::hopper {
 namespace {
 
-// Length from which the fused kernel is faster than one kernel for dq and one for dk and dv.
-constexpr int kLong = 900;
+// Lengths from which the fused kernel is faster than one kernel for dq and one for dk and dv: D 64, D 128.
+constexpr int kLong = 900, kLongWide = 600;
 
 bool is_short(const fa_attention_args &args) { return args.max_q <= kShortRows && args.max_k <= kShortRows; }
 
-// The fused kernel alone adds in no fixed order.
+// The fused kernel alone adds in no fixed order. At D 128 its registers hold no dropout.
 bool is_fused(const fa_attention_args &args) {
-  return args.D == 64 && args.deterministic == 0 && args.max_k >= kLong;
+  if (args.deterministic != 0) return false;
+  return args.D == 64 ? args.max_k >= kLong : args.dropout == 0.0f && args.max_k >= kLongWide;
 }
 
 // Longer tiles where the length fills them; a dropout call serves 32 queries.
@@ -39,6 +40,10 @@ fa_status run64(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
 template <class T, bool Dropout>
 fa_status run128(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
   if (is_short(p.a)) return launch_backward_short<ShortConfig<T, 128, 1, Dropout>>(ctx, p);
+  if constexpr (!Dropout) {
+    using C = FusedConfig<T, 128, 3, false>;
+    if (is_fused(p.a)) return launch_backward_fused<C, WideConsumer<C>>(ctx, p, stats);
+  }
   FA_TRY((launch_backward_query<QueryConfig<T, 128, 2, Dropout ? 64 : 80, 3, 1, Dropout>>(ctx, p, stats)));
   return launch_backward_key<KeyConfig<T, 128, 2, 48, 4, 1, Dropout>>(ctx, p, stats);
 }
