@@ -10,6 +10,7 @@ import {
   Arena,
   biasReluDropoutBackward,
   biasReluDropoutForward,
+  columnSum,
   type Context,
   copy,
   crossEntropy,
@@ -48,7 +49,10 @@ export interface GemmRow {
 export interface KernelRow {
   /** Its name. */
   name: string;
-  /** Bytes that it must read and write at least. */
+  /**
+   * Bytes that it must read and write at least: every input once, every result once. Of a table only the rows that are
+   * looked up count, each once; what an implementation keeps for itself (sorted ids, partial sums) does not count.
+   */
   bytes: number;
   /** Median milliseconds. */
   ms: number;
@@ -125,11 +129,14 @@ export function* benchKernels(
   }
 }
 
-function copyJobs(arena: Arena, { rows, ff }: KernelSizes): Job[] {
+function copyJobs(arena: Arena, { rows, C, ff }: KernelSizes): Job[] {
   const [a, b, out] = [draw(arena, [rows, ff]), draw(arena, [rows, ff]), arena.tensor([rows, ff])];
+  const [narrow, narrowOut] = [draw(arena, [rows, C]), arena.tensor([rows, C])];
   return [
     { name: "copy", bytes: 2 * a.byteLength, call: () => copy(out, a) },
     { name: "add", bytes: 3 * a.byteLength, call: () => add(out, a, b) },
+    // What is left of the copy's speed where a launch weighs as much as in the embedding.
+    { name: "copy, rows x C", bytes: 2 * narrow.byteLength, call: () => copy(narrowOut, narrow) },
   ];
 }
 
@@ -146,15 +153,17 @@ function normJobs(arena: Arena, { rows, C }: KernelSizes): Job[] {
   const [dgamma, dbeta] = [arena.zeros([C], "f32"), arena.zeros([C], "f32")];
   const dropout = dropoutOf(arena);
   const bytes = x.byteLength;
+  const rowBytes = mean.byteLength + rstd.byteLength;
+  const columnBytes = gamma.byteLength + beta.byteLength;
   return [
     {
       name: "residual + dropout + norm",
-      bytes: 4 * bytes,
+      bytes: 4 * bytes + rowBytes + columnBytes,
       call: () => residualNormForward({ x, branch, sum, out, mean, rstd, gamma, beta, dropout }),
     },
     {
       name: "residual + dropout + norm, backward",
-      bytes: 5 * bytes,
+      bytes: 5 * bytes + rowBytes + gamma.byteLength + dgamma.byteLength + dbeta.byteLength,
       call: () =>
         residualNormBackward({
           ...{ dx, dbranch, dgamma, dbeta, dout: out, dsum: branch, sum, mean, rstd, gamma, dropout },
@@ -171,13 +180,18 @@ function feedForwardJobs(arena: Arena, { rows, ff }: KernelSizes): Job[] {
   return [
     {
       name: "bias + relu + dropout",
-      bytes: 2 * x.byteLength,
+      bytes: 2 * x.byteLength + bias.byteLength,
       call: () => biasReluDropoutForward(y, x, bias, dropout),
     },
     {
       name: "bias + relu + dropout, backward",
-      bytes: 3 * x.byteLength,
+      bytes: 3 * x.byteLength + dbias.byteLength,
       call: () => biasReluDropoutBackward(x, x, y, { dbias, p: dropout.p, accumulate: false }),
+    },
+    {
+      name: "column sum",
+      bytes: x.byteLength + dbias.byteLength,
+      call: () => columnSum(dbias, x, false),
     },
   ];
 }
@@ -193,15 +207,17 @@ function embeddingJobs(arena: Arena, { rows, C, V }: KernelSizes): Job[] {
   };
   const parameters = { ids, scale: Math.sqrt(C), dropout: dropoutOf(arena) };
   const rowBytes = out.byteLength;
+  const wordBytes = new Set(numbers).size * C * ELEMENT_BYTES[table.dtype];
+  const indexBytes = ids.byteLength + positions.index.byteLength;
   return [
     {
       name: "embedding",
-      bytes: 2 * rowBytes,
+      bytes: rowBytes + wordBytes + indexBytes + positions.table.byteLength,
       call: () => embeddingForward(out, table, positions, parameters),
     },
     {
       name: "embedding, backward",
-      bytes: rowBytes + V * C * ELEMENT_BYTES.f32,
+      bytes: rowBytes + ids.byteLength + dtable.byteLength,
       call: () => embeddingBackward(dtable, out, parameters, { accumulate: false, skipId: 0 }),
     },
   ];

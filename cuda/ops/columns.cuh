@@ -18,10 +18,12 @@ struct ColumnGrid {
   int chunks;  // partial rows, grid.y
 };
 
-// `most_blocks` bounds the grid where partial rows cost traffic; 0: as many as there is work for.
-ColumnGrid column_grid(int64_t rows, int64_t n, int64_t most_blocks);
+// `most_blocks` bounds the grid where partial rows cost traffic; 0: as many as there is work for. `most_width` bounds
+// the width of a block.
+ColumnGrid column_grid(int64_t rows, int64_t n, int64_t most_blocks, int most_width = 256);
 
-// The grid of kernels that write partial sums.
+// The grid of kernels that write partial sums: a block is one warp wide, as its rows of threads are added up within it
+// and each block row costs a partial row.
 ColumnGrid partial_grid(const fa_ctx *ctx, int64_t rows, int64_t n);
 
 // Workspace of `vectors` column sums of n columns from `chunks` partial rows; one row needs none.
@@ -57,21 +59,32 @@ __device__ __forceinline__ void for_row_batches(int64_t rows, int chunk, Load &&
   }
 }
 
-// Dropout of the eight elements of row r of [rows, n] from column `column` on. Where n is no multiple of eight they
-// cross Philox groups, and each looks up its own.
+// The random words of the eight elements of row r of [rows, n] from column `column` on, to be drawn while the elements
+// are under way: drop_drawn() applies them. Without dropout any words do.
 template <bool Vector>
-__device__ __forceinline__ void drop_row_group(const Dropout &dropout, int64_t r, int64_t n, int64_t column,
-                                               float (&x)[8]) {
-  if (!dropout.active()) return;
-  const uint64_t first = static_cast<uint64_t>(r) * n + column;
+__device__ __forceinline__ uint4 draw_row_group(const Dropout &dropout, int64_t r, int64_t n, int64_t column) {
+  if (!Vector || !dropout.active()) return make_uint4(0, 0, 0, 0);
+  return dropout.element_group((static_cast<uint64_t>(r) * n + column) >> 3);
+}
+
+// Where n is no multiple of eight the elements cross Philox groups, and each looks up its own.
+template <bool Vector>
+__device__ __forceinline__ void drop_drawn(const Dropout &dropout, const uint4 &words, int64_t r, int64_t n,
+                                           int64_t column, float (&x)[8]) {
   if constexpr (Vector) {
-    const uint4 words = dropout.element_group(first >> 3);
 #pragma unroll
     for (int i = 0; i < 8; i++) x[i] = dropout.apply(words, i, x[i]);
-  } else {
+  } else if (dropout.active()) {
+    const uint64_t first = static_cast<uint64_t>(r) * n + column;
 #pragma unroll
     for (int i = 0; i < 8; i++) x[i] = dropout.keep_element(first + i) ? x[i] * dropout.scale : 0.0f;
   }
+}
+
+template <bool Vector>
+__device__ __forceinline__ void drop_row_group(const Dropout &dropout, int64_t r, int64_t n, int64_t column,
+                                               float (&x)[8]) {
+  if (dropout.active()) drop_drawn<Vector>(dropout, draw_row_group<Vector>(dropout, r, n, column), r, n, column, x);
 }
 
 // Adds what the block's rows of threads hold for the same columns; the sum is in threadIdx.y == 0. `shared`: a float

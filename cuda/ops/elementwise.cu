@@ -1,5 +1,6 @@
 // Element by element: add, dropout, bias + ReLU + dropout and its backward pass, uniform random numbers.
 #include "columns.cuh"
+#include "dependent.cuh"
 
 namespace fa {
 namespace {
@@ -94,6 +95,7 @@ template <class T, bool Vector>
 __global__ __launch_bounds__(256, Vector && sizeof(T) == 2 ? 4 : 1) void bias_relu_dropout_backward_kernel(
     T *dx, float *partial, const T *dy, const T *y, int64_t rows, int64_t n, int chunk, float scale, bool accumulate) {
   __shared__ float shared[8 * 256];
+  let_dependent_start();
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
   const int valid = column < n ? static_cast<int>(min(static_cast<int64_t>(8), n - column)) : 0;
   float sum[8] = {};

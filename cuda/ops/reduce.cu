@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "columns.cuh"
+#include "dependent.cuh"
 
 namespace fa {
 namespace {
@@ -15,12 +16,14 @@ template <class T, bool Vector>
 __global__ __launch_bounds__(256, 4) void column_sum_kernel(float *partial, const T *x, int64_t rows, int64_t n,
                                                          int64_t stride, int chunk, bool accumulate) {
   __shared__ float shared[8 * 256];
+  let_dependent_start();
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
   const int valid = column < n ? static_cast<int>(min(static_cast<int64_t>(8), n - column)) : 0;
   float sum[8] = {};
   if (valid > 0) {
-    Pack<T> pack[row_batch];
-    for_row_batches(
+    constexpr int batch = sizeof(T) == 2 && Vector ? row_batch + 2 : row_batch;  // what registers allow
+    Pack<T> pack[batch];
+    for_row_batches<batch>(
         rows, chunk, [&](int64_t r, int u) { pack[u] = load_pack<T, Vector>(x + r * stride + column, valid); },
         [&](int64_t, int u) {
           float value[8];
@@ -37,11 +40,21 @@ __global__ __launch_bounds__(256, 4) void column_sum_kernel(float *partial, cons
 __global__ __launch_bounds__(1024) void add_partials_kernel(float *out, float *second, const float *partial,
                                                             int64_t count, int64_t n, int64_t stride, bool accumulate) {
   __shared__ float shared[32][33];
+  wait_for_previous();
   const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
   float sum = 0.0f;
   if (column < stride) {
-#pragma unroll 8
-    for (int64_t p = threadIdx.y; p < count; p += 32) sum += partial[p * stride + column];
+    constexpr int batch = 16;  // in flight at once, the last ones too
+    for (int64_t first = threadIdx.y; first < count; first += 32 * batch) {
+      float value[batch];
+#pragma unroll
+      for (int u = 0; u < batch; u++) {
+        const int64_t p = first + u * 32;
+        value[u] = p < count ? partial[p * stride + column] : 0.0f;
+      }
+#pragma unroll
+      for (int u = 0; u < batch; u++) sum += value[u];
+    }
   }
   shared[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
@@ -129,10 +142,10 @@ constexpr int64_t flat_bytes = reduce_blocks * sizeof(double);
 
 }  // namespace
 
-ColumnGrid column_grid(int64_t rows, int64_t n, int64_t most_blocks) {
+ColumnGrid column_grid(int64_t rows, int64_t n, int64_t most_blocks, int most_width) {
   const int64_t groups = ceil_div(n, 8);
   int width = 8;
-  while (width < 256 && width < groups) width *= 2;
+  while (width < most_width && width < groups) width *= 2;
   ColumnGrid shape;
   shape.block = dim3(width, 256 / width);
   const int64_t across = ceil_div(groups, width);
@@ -147,14 +160,14 @@ ColumnGrid column_grid(int64_t rows, int64_t n, int64_t most_blocks) {
 }
 
 ColumnGrid partial_grid(const fa_ctx *ctx, int64_t rows, int64_t n) {
-  return column_grid(rows, n, 4 * int64_t{ctx->sm_count});
+  return column_grid(rows, n, 4 * int64_t{ctx->sm_count}, 32);
 }
 
 fa_status add_partials(fa_ctx *ctx, float *out, float *second, int vectors, const float *partial, int64_t count,
                        int64_t n, bool accumulate) {
   const unsigned grid = static_cast<unsigned>(ceil_div(vectors * n, 32));
-  add_partials_kernel<<<grid, dim3(32, 32), 0, ctx->stream>>>(out, second, partial, count, n, vectors * n, accumulate);
-  return FA_LAUNCHED(ctx, "add_partials_kernel");
+  return launch_dependent(ctx, add_partials_kernel, grid, dim3(32, 32), out, second, partial, count, n, vectors * n,
+                          accumulate);
 }
 
 int64_t column_sum_bytes(const fa_ctx *ctx, int64_t rows, int64_t n) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "columns.cuh"
+#include "dependent.cuh"
 
 namespace fa {
 namespace {
@@ -44,13 +45,16 @@ __global__ __launch_bounds__(norm_threads) void residual_norm_forward_kernel(T *
     for (int i = 0; i < Groups; i++) {
       if (shape.valid(i) > 0) branches[i] = load_pack<T, Vector>(branch + base + shape.column(i), shape.valid(i));
     }
+    uint4 random[Groups];
+#pragma unroll
+    for (int i = 0; i < Groups; i++) random[i] = draw_row_group<Vector>(dropout, r, C, shape.column(i));
 #pragma unroll
     for (int i = 0; i < Groups; i++) {
       if (shape.valid(i) == 0) continue;
       float a[8], b[8];
       unpack(packs[i], a);
       unpack(branches[i], b);
-      drop_row_group<Vector>(dropout, r, C, shape.column(i), b);
+      drop_drawn<Vector>(dropout, random[i], r, C, shape.column(i), b);
 #pragma unroll
       for (int j = 0; j < 8; j++) a[j] += b[j];
       packs[i] = pack_of<T>(a);
@@ -117,15 +121,16 @@ struct NormInputs {
 
 template <class T, int Team, int Groups, bool Vector>
 __device__ __forceinline__ void load_row(NormRow<T, Groups> &row, const RowShape<Team, Groups, Vector> &shape,
-                                         int64_t r, const NormInputs<T> &in) {
+                                         int64_t r, int rows, const NormInputs<T> &in) {
   const int64_t base = r * shape.C;
-  row.mean = in.dout != nullptr ? in.mean[r] : 0.0f;
-  row.rstd = in.dout != nullptr ? in.rstd[r] : 0.0f;
+  const bool inside = r < rows;
+  row.mean = inside && in.dout != nullptr ? in.mean[r] : 0.0f;
+  row.rstd = inside && in.dout != nullptr ? in.rstd[r] : 0.0f;
 #pragma unroll
   for (int i = 0; i < Groups; i++) {
     row.dout[i] = row.dsum[i] = row.sum[i] = zero_pack<T>();
     const int valid = shape.valid(i);
-    if (valid == 0) continue;
+    if (valid == 0 || !inside) continue;
     const int64_t at = base + shape.column(i);
     if (in.dout != nullptr) {
       row.dout[i] = load_pack<T, Vector>(in.dout + at, valid);
@@ -135,8 +140,8 @@ __device__ __forceinline__ void load_row(NormRow<T, Groups> &row, const RowShape
   }
 }
 
-// Both sums over a team, the same in all its threads. Teams of several warps meet at a barrier of their own; `scratch`
-// has a place for each warp and is not the one of the call before, so that one barrier is enough.
+// Both sums over a team, the same in all its threads; all threads of the block must call. `scratch` has a place for
+// each warp and is not the one of the call before, so that one barrier is enough.
 template <int Team>
 __device__ __forceinline__ float2 team_sum2(float2 x, float2 *scratch) {
 #pragma unroll
@@ -148,7 +153,7 @@ __device__ __forceinline__ float2 team_sum2(float2 x, float2 *scratch) {
   if constexpr (Team > 32) {
     const int team = threadIdx.x / Team, warps = Team / 32;
     if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = x;
-    asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(Team) : "memory");
+    __syncthreads();
     x = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int w = 0; w < warps; w++) {
@@ -165,32 +170,25 @@ template <int Team, int Groups, bool Vector>
 __device__ __forceinline__ void store_norm_partials(float *dgamma, float *dbeta, int64_t stride,
                                                     const RowShape<Team, Groups, Vector> &shape, bool accumulate,
                                                     const float (&scale)[Groups][8], const float (&shift)[Groups][8]) {
-  extern __shared__ float column_sums[];
+  extern __shared__ float4 column_memory[];  // [teams][2][C]
+  float *sums = reinterpret_cast<float *>(column_memory);
   const int C = shape.C;
-  for (int t = 0; t < teams<Team>; t++) {
-    if (static_cast<int>(threadIdx.x) / Team == t) {
 #pragma unroll
-      for (int i = 0; i < Groups; i++) {
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-          if (j >= shape.valid(i)) continue;
-          float *at = column_sums + shape.column(i) + j;
-          at[0] = t == 0 ? scale[i][j] : at[0] + scale[i][j];
-          at[C] = t == 0 ? shift[i][j] : at[C] + shift[i][j];
-        }
-      }
-    }
-    __syncthreads();
+  for (int i = 0; i < Groups; i++) {
+    if (shape.valid(i) == 0) continue;
+    float *at = sums + static_cast<int>(threadIdx.x) / Team * 2 * C + shape.column(i);
+    store_pack<float, Vector>(at, shape.valid(i), pack_of<float>(scale[i]));
+    store_pack<float, Vector>(at + C, shape.valid(i), pack_of<float>(shift[i]));
   }
-  for (int c = threadIdx.x; c < C; c += norm_threads) {
-    if (dgamma != nullptr) {
-      float *at = dgamma + blockIdx.x * stride + c;
-      *at = accumulate ? *at + column_sums[c] : column_sums[c];
-    }
-    if (dbeta != nullptr) {
-      float *at = dbeta + blockIdx.x * stride + c;
-      *at = accumulate ? *at + column_sums[C + c] : column_sums[C + c];
-    }
+  __syncthreads();
+  for (int c = threadIdx.x; c < 2 * C; c += norm_threads) {
+    float *at = c < C ? dgamma : dbeta;
+    if (at == nullptr) continue;
+    at += blockIdx.x * stride + (c < C ? c : c - C);
+    float x = accumulate ? *at : 0.0f;
+#pragma unroll
+    for (int t = 0; t < teams<Team>; t++) x += sums[t * 2 * C + c];
+    *at = x;
   }
 }
 
@@ -199,6 +197,7 @@ __global__ __launch_bounds__(norm_threads, Groups > 1 ? 1 : sizeof(T) == 4 ? 2 :
     T *dx, T *dbranch, float *dgamma, float *dbeta, int64_t partial_stride, NormInputs<T> in, int rows, int C,
     DropoutParams params, bool accumulate) {
   __shared__ float2 scratch[2][norm_threads / 32];
+  let_dependent_start();
   const RowShape<Team, Groups, Vector> shape(C);
   const Dropout dropout(params);
   const float per_column = 1.0f / C;
@@ -214,14 +213,20 @@ __global__ __launch_bounds__(norm_threads, Groups > 1 ? 1 : sizeof(T) == 4 ? 2 :
   int64_t r = static_cast<int64_t>(blockIdx.x) * teams<Team> + threadIdx.x / Team;
   constexpr bool prefetch = Vector && Groups == 1;  // more would spill
   NormRow<T, Groups> row, next;
-  if (prefetch && r < rows) load_row(next, shape, r, in);
-  for (int parity = 0; r < rows; r += step, parity ^= 1) {
+  if (prefetch) load_row(next, shape, r, rows, in);
+  // The teams of a block go on together, as they meet at barriers: those past the end hold zeros.
+  int parity = 0;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * teams<Team>; first < rows; first += step, r += step) {
+    const bool inside = r < rows;
     if constexpr (prefetch) {
       row = next;
-      if (r + step < rows) load_row(next, shape, r + step, in);
+      load_row(next, shape, r + step, rows, in);
     } else {
-      load_row(row, shape, r, in);
+      load_row(row, shape, r, rows, in);
     }
+    uint4 random[Groups];  // drawn while the rows are under way
+#pragma unroll
+    for (int i = 0; i < Groups; i++) random[i] = draw_row_group<Vector>(dropout, r, C, shape.column(i));
     const float offset = -row.mean * row.rstd;
     float2 sums = make_float2(0.0f, 0.0f);
 #pragma unroll
@@ -240,6 +245,8 @@ __global__ __launch_bounds__(norm_threads, Groups > 1 ? 1 : sizeof(T) == 4 ? 2 :
       }
     }
     sums = team_sum2<Team>(sums, scratch[parity]);
+    parity ^= 1;
+    if (!inside) continue;
     const float mean_g = sums.x * per_column, mean_gx = sums.y * per_column;
 #pragma unroll
     for (int i = 0; i < Groups; i++) {
@@ -258,7 +265,7 @@ __global__ __launch_bounds__(norm_threads, Groups > 1 ? 1 : sizeof(T) == 4 ? 2 :
       }
       store_pack<T, Vector>(dx + at, valid, pack_of<T>(g));
       if (dbranch == nullptr) continue;
-      drop_row_group<Vector>(dropout, r, C, shape.column(i), g);
+      drop_drawn<Vector>(dropout, random[i], r, C, shape.column(i), g);
       store_pack<T, Vector>(dbranch + at, valid, pack_of<T>(g));
     }
   }
@@ -387,7 +394,7 @@ extern "C" FA_EXPORT fa_status fa_residual_norm_backward(fa_ctx *ctx, void *dx, 
     float *scale_out = dgamma == nullptr || direct ? dgamma : partial;
     float *shift_out = dbeta == nullptr || direct ? dbeta : partial + C;
     const fa::DropoutParams params = fa::dropout_params(dropout, rng, site);
-    const size_t shared = sums ? 2 * static_cast<size_t>(C) * sizeof(float) : 0;
+    const size_t shared = sums ? 2 * static_cast<size_t>(C) * sizeof(float) * fa::backward_teams(C) : 0;
     FA_TRY(fa::by_dtype(dtype, [&](auto type) {
       using T = decltype(type);
       return fa::backward_shape(C, [&](auto team, auto groups, auto vector) -> fa_status {
