@@ -1,6 +1,7 @@
 // The forward pass on Hopper: which shape of the kernel serves which problem.
 #include "hopper.cuh"
 #include "hopper_forward.cuh"
+#include "hopper_forward_short.cuh"
 
 namespace fa::hopper {
 namespace {
@@ -10,15 +11,30 @@ fa_status run(fa_ctx *ctx, const fa_attention_args &args) {
   return launch_forward<ForwardConfig<T, D, Pairs, Groups, Keys, Stages, Dropout>>(ctx, args);
 }
 
+bool varied_lengths(const fa_attention_args &args) {
+  return args.rows_q < static_cast<int64_t>(args.B) * args.max_q * 3 / 4;
+}
+
 // D 64: how many of the four warpgroups of a block share K and V, and with that the rows of a tile: 256, 128 or 64.
 // Small tiles for sequences of varied lengths, for those that leave large tiles half empty, and where there are too
 // few tiles.
 int sharing_groups(const fa_ctx *ctx, const fa_attention_args &args) {
   const int64_t tiles = ceil_div(args.max_q, 256);
-  const bool varied = args.rows_q < static_cast<int64_t>(args.B) * args.max_q * 3 / 4;
-  if (varied || tiles * heads_of(args) < ctx->sm_count) return 1;
+  if (varied_lengths(args) || tiles * heads_of(args) < ctx->sm_count) return 1;
   const bool fills = args.max_q * 10ll > tiles * 256 * 9;
   return fills || args.max_q > 1536 || args.max_q <= 448 ? 4 : 2;
+}
+
+// Up to 64 rows always; up to 112, where five blocks fit a multiprocessor, if lengths vary.
+bool is_short(const fa_attention_args &args) {
+  const int longest = std::max(args.max_q, args.max_k);
+  return short_forward_supported(args) && (longest <= 64 || (longest <= 112 && varied_lengths(args)));
+}
+
+template <class T>
+fa_status run_short(fa_ctx *ctx, const fa_attention_args &args) {
+  if (std::max(args.max_q, args.max_k) <= 64) return launch_forward_short<ShortForwardConfig<T, 2, 6>>(ctx, args);
+  return launch_forward_short<ShortForwardConfig<T, 3, 5>>(ctx, args);
 }
 
 template <class T>
@@ -31,6 +47,7 @@ fa_status run_wide(fa_ctx *ctx, const fa_attention_args &args) {
 template <class T>
 fa_status run_narrow(fa_ctx *ctx, const fa_attention_args &args) {
   if (args.dropout > 0.0f) return run<T, 64, 3, 1, 64, 3, true>(ctx, args);
+  if (is_short(args)) return run_short<T>(ctx, args);
   switch (sharing_groups(ctx, args)) {
     case 4: return run<T, 64, 1, 4, 64, 6, false>(ctx, args);
     case 2: return run<T, 64, 2, 2, 64, 4, false>(ctx, args);

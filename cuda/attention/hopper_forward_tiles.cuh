@@ -108,7 +108,7 @@ __device__ __forceinline__ bool find_info(const Problem &p, const ForwardSchedul
   if (index >= schedule.tiles) return false;
   const int2 tile = find_tile(schedule, index);
   const int b = schedule.by_h.divide(tile.x);
-  const Sequence s = find_sequence(p.a, b);
+  const Sequence s = read_sequence(p.a, b);
   info.first = tile.y * Rows;
   if (info.first >= s.nq) return false;
   info.row = s.q0 + info.first;

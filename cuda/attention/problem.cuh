@@ -53,6 +53,22 @@ __device__ __forceinline__ Sequence find_sequence(const fa_attention_args &a, in
   return s;
 }
 
+// The same for b < B (and for no sequence at all, B = 0): every number is read before the first is looked at, one wait
+// rather than two.
+__device__ __forceinline__ Sequence read_sequence(const fa_attention_args &a, int b) {
+  const int next = min(b + 1, a.B);
+  const int q_begin = a.cu_q[b], q_end = a.cu_q[next], k_begin = a.cu_k[b], k_end = a.cu_k[next];
+  const int key_len = a.key_len != nullptr && next > b ? a.key_len[b] : INT32_MAX;
+  Sequence s;
+  s.q0 = clamp_int(q_begin, 0, a.rows_q);
+  s.k0 = clamp_int(k_begin, 0, a.rows_k);
+  s.nq = min(clamp_int(q_end, s.q0, a.rows_q) - s.q0, a.max_q);
+  s.nk = min(clamp_int(k_end, s.k0, a.rows_k) - s.k0, a.max_k);
+  s.keys = clamp_int(key_len, 0, s.nk);
+  s.shift = s.nk - s.nq;
+  return s;
+}
+
 // Keys that query i sees: those below the result (which may be <= 0).
 __device__ __forceinline__ int visible_keys(const fa_attention_args &a, const Sequence &s, int i) {
   return a.causal ? min(s.keys, i + s.shift + 1) : s.keys;
