@@ -116,7 +116,9 @@ fa_status open_device(fa_ctx *ctx) {
                 "toolkit that knows this GPU",
                 ctx->major, ctx->minor);
   }
-  return FA_OK;
+  constexpr size_t counter_bytes = 2 * sizeof(uint32_t) * static_cast<int>(TileCounter::kCount);
+  FA_TRY(FA_CUDA(ctx, cudaMalloc(&ctx->counters, counter_bytes)));
+  return FA_CUDA(ctx, cudaMemset(ctx->counters, 0, counter_bytes));
 }
 
 }  // namespace
@@ -237,6 +239,7 @@ extern "C" FA_EXPORT fa_status fa_ctx_create(int32_t index, fa_ctx **out, char *
     const fa_status status = fa::open_device(ctx.get());
     if (status != FA_OK) {
       fa::put_message(message, capacity, "%s", ctx->error);
+      if (ctx->counters != nullptr) cudaFree(ctx->counters);
       if (ctx->stream != nullptr) cudaStreamDestroy(ctx->stream);
       return status;
     }

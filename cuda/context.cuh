@@ -56,6 +56,9 @@ struct UploadRing {
   int next = 0;
   int64_t used = 0;  // bytes taken of the current slot
 };
+
+// Kernels whose blocks take tiles by turns. Each has counters of its own, as one may start before another ends.
+enum class TileCounter { kBackwardQuery, kBackwardKey, kCount };
 }  // namespace fa
 
 struct fa_ctx {
@@ -65,6 +68,7 @@ struct fa_ctx {
   int major = 0, minor = 0;      // compute capability
   int shared_bytes_optin = 0;    // most dynamic shared memory of a block
   int64_t l2_bytes = 0;
+  uint32_t *counters = nullptr;  // device: two words for each fa::TileCounter, 0 between kernels
   bool capturing = false;
   fa_status capture_status = FA_OK;  // first error while capturing, with its text
   char capture_error[1024] = "";
@@ -129,6 +133,10 @@ fa_status allow_shared(fa_ctx *ctx, Kernel *kernel, size_t bytes) {
   }
   return FA_CUDA(ctx, cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                                            cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+}
+
+inline uint32_t *tile_counter(const fa_ctx *ctx, TileCounter which) {
+  return ctx->counters + 2 * static_cast<int>(which);
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

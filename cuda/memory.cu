@@ -126,6 +126,7 @@ extern "C" FA_EXPORT void fa_ctx_destroy(fa_ctx *ctx) {
   ctx->gemm.reset();
   fa::close_ring(ctx);
   for (const auto &allocation : ctx->allocations) cudaFree(allocation.first);
+  cudaFree(ctx->counters);
   cudaStreamDestroy(ctx->stream);
   cudaGetLastError();
   delete ctx;

@@ -8,7 +8,7 @@
 #ifndef FLASHATTN_HOPPER_BACKWARD_FUSED_CUH
 #define FLASHATTN_HOPPER_BACKWARD_FUSED_CUH
 
-#include "hopper_backward_key.cuh"
+#include "hopper_backward_stream.cuh"
 
 namespace fa::hopper {
 
@@ -29,7 +29,8 @@ struct FusedConfig {
   static constexpr int DoutOffset = QOffset + Stages * TileBytes, DsOffset = DoutOffset + Stages * TileBytes;
   static constexpr int DqOffset = DsOffset + Buffers * Groups * kGroupPanelBytes, StatsOffset = DqOffset + DqBytes;
   static constexpr int BarrierOffset = StatsOffset + 2 * Stages * StatsBytes;
-  static constexpr int SharedBytes = BarrierOffset + 256 + 1024;  // 1024: room to align
+  static constexpr int InfoOffset = BarrierOffset + 192;
+  static constexpr int SharedBytes = InfoOffset + BackwardTile::kBytes + 1024;  // 1024: room to align
 };
 
 // ---- the accumulator of dq: [H, tiles, D / 64 panels, 64 x 64 floats in fragment order] ----------------------------
@@ -52,12 +53,49 @@ __device__ __forceinline__ float *dq_sum_tile(const DqSum &sum, int h, int q0, i
 
 // ---- main kernel ---------------------------------------------------------------------------------------------------
 
+// A block has one tile of keys.
+template <class C>
+struct FusedBlock : QueryStream<C> {
+  using QueryStream<C>::QueryStream;
+  using Stream = QueryStream<C>;
+
+  __device__ __forceinline__ uint32_t k(int group) const { return Stream::base + group * C::GroupBytes; }
+  __device__ __forceinline__ uint32_t v(int group) const { return k(group) + C::VOffset; }
+  __device__ __forceinline__ uint32_t k_full() const { return Stream::barrier_after(0); }
+
+  // The block's tile, found by one thread; the others read it. b < 0: there is none.
+  __device__ __forceinline__ void find(const BackwardSchedule &schedule) {
+    const HeadTile tile = find_head_tile(schedule, blockIdx.x);
+    if (tile.head >= schedule.heads || !Stream::find(tile)) Stream::b = -1;
+    Stream::store(Stream::base + C::InfoOffset);
+  }
+  __device__ __forceinline__ bool read() {
+    Stream::load(Stream::base + C::InfoOffset);
+    return Stream::b >= 0;
+  }
+
+  __device__ __forceinline__ void init_barriers() const {
+    Stream::init_step_barriers();
+    barrier_init(k_full(), 1);
+    barrier_init_fence();
+  }
+
+  // One thread.
+  __device__ __forceinline__ void produce() {
+    if (Stream::begin >= Stream::end) return;
+    Stream::load_keys(k(0), C::VOffset, k_full());
+    read();  // again: few registers
+    wait_for_kernel_before();  // the statistics
+    Stream::load_steps(PackedRing<C::Stages>());
+  }
+};
+
 // What the consumer warpgroups of the walk share, whatever their order of work.
 template <class C>
 struct FusedWarpgroup {
   using T = typename C::T;
   static constexpr int kDqColumns = kPanelColumns;  // of dq that a warpgroup makes at a time: a panel
-  const KeyBlock<C> &block;
+  const FusedBlock<C> &block;
   const DqSum &sum;
   const int group, warp, lane;
   int slot = 0;
@@ -66,7 +104,7 @@ struct FusedWarpgroup {
   int limit[2];    // the thread's rows see queries from here on
   bool tail;       // some keys of the warpgroup do not count
 
-  __device__ __forceinline__ FusedWarpgroup(const KeyBlock<C> &block, const DqSum &sum, int group)
+  __device__ __forceinline__ FusedWarpgroup(const FusedBlock<C> &block, const DqSum &sum, int group)
       : block(block), sum(sum), group(group), warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32),
         key(block.first + group * kGroupRows) {
     tail = key + kGroupRows > block.s.keys;
@@ -132,13 +170,7 @@ struct FusedWarpgroup {
     named_sync(both, 256);
     walk(dk, dv);
     named_sync(both, 256);  // both are done with K and V
-    const fa_attention_args &a = block.p.a;
-    const int64_t row = static_cast<int64_t>(block.s.k0) + key;
-    const int existing = block.s.nk - key, valid = block.s.keys - key;
-    write_gradient<T, C::D>(dk, a.scale, block.k(group), head_row<T>(a.dk, row, a.dk_stride, block.h, C::D),
-                            a.dk_stride, existing, valid);
-    write_gradient<T, C::D>(dv, block.p.dropout.scale, block.v(group),
-                            head_row<T>(a.dv, row, a.dv_stride, block.h, C::D), a.dv_stride, existing, valid);
+    block.write_keys(dk, dv, block.k(group), block.v(group), key);
   }
 };
 
@@ -157,8 +189,8 @@ struct FusedConsumer : FusedWarpgroup<C> {
   static_assert(C::D == kPanelColumns && kBoth < 16);
   using Base::Base;
 
-  __device__ __forceinline__ static void init_barriers(const KeyBlock<C> &) {}
-  __device__ __forceinline__ static void help(const KeyBlock<C> &, const DqSum &) {}
+  __device__ __forceinline__ static void init_barriers(const FusedBlock<C> &) {}
+  __device__ __forceinline__ static void help(const FusedBlock<C> &, const DqSum &) {}
   __device__ __forceinline__ int buffer(int n) const { return (n - block.begin + C::Buffers) % C::Buffers; }
 
   __device__ __forceinline__ void start_dq(float (&dq)[C::D / 2], int n) const {
@@ -188,7 +220,7 @@ struct FusedConsumer : FusedWarpgroup<C> {
     const int here = slot, before = slot == 0 ? C::Stages - 1 : slot - 1;
     if (++slot == C::Stages) slot = 0, parity ^= 1;
     if constexpr (HasNext && !C::Dropout) {
-      block.start_scores(x, group, n + 1, slot, parity);
+      block.start_scores(x, block.k(group), group, n + 1, slot, parity);
       product_wait<2>();
     } else {
       product_wait<1>();
@@ -224,7 +256,7 @@ struct FusedConsumer : FusedWarpgroup<C> {
     }
     if constexpr (HasNext) {
       if constexpr (C::Dropout) {
-        block.start_scores(x, group, n + 1, slot, parity);
+        block.start_scores(x, block.k(group), group, n + 1, slot, parity);
         product_wait<0>();
         keep(dst);
         block.release(slot == 0 ? C::Stages - 1 : slot - 1);
@@ -262,7 +294,7 @@ struct FusedConsumer : FusedWarpgroup<C> {
     keep(dk);
     keep(dv);
     int n = block.begin;
-    block.start_scores(x, group, n, slot, parity);
+    block.start_scores(x, block.k(group), group, n, slot, parity);
     product_wait<0>();
     keep(x);
     for (; n + 2 < block.end; n += 2) {
@@ -299,28 +331,28 @@ __global__ void __launch_bounds__(C::Threads, 1)
     hopper_backward_fused_kernel(const __grid_constant__ Problem p, const __grid_constant__ KeyMaps maps,
                                  const BackwardSchedule schedule, const RowStats stats, const DqSum sum) {
   extern __shared__ char dynamic_shared[];
-  KeyBlock<C> block{p, maps, stats, (shared_address(dynamic_shared) + 1023) & ~1023u};
-  block.find(find_head_tile(schedule, blockIdx.x), schedule);
+  FusedBlock<C> block(p, maps, stats, (shared_address(dynamic_shared) + 1023) & ~1023u);
   allow_next_kernel();
-  const bool walks = block.active > 0;
-  if (walks) block.active = C::Groups;
   const int role = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-  if (threadIdx.x == 0 && walks) {
+  if (threadIdx.x == 0) {
     Consumer::init_barriers(block);
     block.init_barriers();
+    block.find(schedule);
   }
   __syncthreads();
   if (role == C::Groups) {
     registers_shrink<24>();
-    if (threadIdx.x == C::Groups * 128 && walks) block.produce();
-    if (threadIdx.x >= C::Groups * 128 + 32 && walks) Consumer::help(block, sum);
+    const bool exists = block.read();
+    if (threadIdx.x == C::Groups * 128 && exists) block.produce();
+    if (threadIdx.x >= C::Groups * 128 + 32 && exists) Consumer::help(block, sum);
   } else {
     registers_grow<240>();
+    const bool exists = block.read();
     wait_for_kernel_before();  // the accumulator's zeros
-    if (walks) {
+    if (exists && block.begin < block.end) {
       Consumer(block, sum, role).run();
-    } else {
-      KeyConsumer<C>(block, role).write_zeros();
+    } else if (exists) {
+      block.write_zeros(block.first + role * kGroupRows);
     }
     const int begin = clamp_int(p.a.cu_k[p.a.B], 0, p.a.rows_k), columns = p.a.H * C::D;
     clear_rows_past<typename C::T>(p.a.dk, p.a.dk_stride, begin, p.a.rows_k, columns, threadIdx.x, C::Groups * 128);
@@ -426,7 +458,7 @@ fa_status launch_backward_fused(fa_ctx *ctx, const Problem &p, const RowStats &s
     auto kernel = hopper_backward_fused_kernel<C, Consumer>;
     FA_TRY(allow_shared(ctx, kernel, C::SharedBytes));
     FA_TRY(launch_overlapping(ctx, kernel, std::max<int64_t>(1, tiles * heads_of(a)), C::Threads, C::SharedBytes, p,
-                              maps, make_backward_schedule(ctx, a, tiles, a.max_q, false), stats, sum));
+                              maps, make_backward_schedule(ctx, a, tiles, a.max_q, false, nullptr), stats, sum));
   }
   if (a.rows_q == 0) return FA_OK;
   const int64_t convert = std::max<int64_t>(1, convert_tiles * heads_of(a));

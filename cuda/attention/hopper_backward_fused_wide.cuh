@@ -25,20 +25,20 @@ struct WideConsumer : FusedWarpgroup<C> {
   static_assert(!C::Dropout, "dS is made of P as it was packed");
   using Base::Base;
 
-  __device__ __forceinline__ static uint32_t ds_full(const KeyBlock<C> &block, int buffer) {
-    return block.q_full(3 * C::Stages + 1 + buffer);
+  __device__ __forceinline__ static uint32_t ds_full(const FusedBlock<C> &block, int buffer) {
+    return block.barrier_after(1 + buffer);
   }
-  __device__ __forceinline__ static uint32_t ds_empty(const KeyBlock<C> &block, int buffer) {
+  __device__ __forceinline__ static uint32_t ds_empty(const FusedBlock<C> &block, int buffer) {
     return ds_full(block, C::Buffers + buffer);
   }
-  __device__ __forceinline__ static uint32_t dq_full(const KeyBlock<C> &block, int group) {
+  __device__ __forceinline__ static uint32_t dq_full(const FusedBlock<C> &block, int group) {
     return ds_full(block, 2 * C::Buffers + group);
   }
-  __device__ __forceinline__ static uint32_t dq_empty(const KeyBlock<C> &block, int group) {
+  __device__ __forceinline__ static uint32_t dq_empty(const FusedBlock<C> &block, int group) {
     return ds_full(block, 2 * C::Buffers + C::Groups + group);
   }
-  static_assert((3 * C::Stages + 1 + 2 * C::Buffers + 2 * C::Groups) * 8 <= 256);
-  __device__ __forceinline__ static void init_barriers(const KeyBlock<C> &block) {
+  static_assert((3 * C::Stages + 1 + 2 * C::Buffers + 2 * C::Groups) * 8 <= 192);
+  __device__ __forceinline__ static void init_barriers(const FusedBlock<C> &block) {
     for (int i = 0; i < 2 * C::Buffers; i++) barrier_init(ds_full(block, i), 4 * C::Groups);
     for (int g = 0; g < C::Groups; g++) {
       barrier_init(dq_full(block, g), 4);
@@ -48,12 +48,12 @@ struct WideConsumer : FusedWarpgroup<C> {
 
   // dq of a warpgroup on its way to memory.
   static constexpr uint32_t kDqBytes = kGroupRows * kDqColumns * 4;
-  __device__ __forceinline__ static uint32_t dq_stage(const KeyBlock<C> &block, int group) {
+  __device__ __forceinline__ static uint32_t dq_stage(const FusedBlock<C> &block, int group) {
     return block.base + C::DqOffset + group * kDqBytes;
   }
 
   // Warps of the producer's warpgroup, one for each consumer warpgroup: add what that hands over.
-  __device__ __forceinline__ static void help(const KeyBlock<C> &block, const DqSum &sum) {
+  __device__ __forceinline__ static void help(const FusedBlock<C> &block, const DqSum &sum) {
     const int group = threadIdx.x / 32 - C::Groups * 4 - 1;
     if (group >= C::Groups || threadIdx.x % 32 != 0) return;
     float *target = dq_sum_tile<C::D>(sum, block.h, block.s.q0, block.b, block.begin) + group * kGroupRows * kDqColumns;
@@ -171,7 +171,7 @@ struct WideConsumer : FusedWarpgroup<C> {
     keep(dk);
     keep(dv);
     if (n < block.end) {
-      block.start_scores(x, group, n, slot, parity);
+      block.start_scores(x, block.k(group), group, n, slot, parity);
       load_lse(lse);
       barrier_wait(block.dout_full(slot), parity);
       product_wait<0>();

@@ -15,12 +15,24 @@ namespace fa::hopper {
 constexpr int kGroupRows = 64;                          // rows of a warpgroup
 constexpr int kGroupPanelBytes = kGroupRows * kRowBytes;
 
-// ---- order of the blocks -------------------------------------------------------------------------------------------
+// ---- tiles: their order, and who takes them
+// ----------------------------------------------------------------------------
 
 // Heads in groups of `head_group` (whose streamed operands stay in L2), in a group the first tile of every head first;
 // `reversed` counts tiles from the last. Under a causal mask that is the longest first.
 struct BackwardSchedule {
   int tiles_per_head, head_group, heads, reversed;
+  uint32_t *taken;  // tiles taken beyond each block's first, then blocks that are done: 0 between kernels. Or NULL
+
+  __device__ __forceinline__ int tiles() const { return tiles_per_head * heads; }
+
+  // The tile to take after the first, which is the block's number. One thread.
+  __device__ __forceinline__ int take() const { return static_cast<int>(gridDim.x + atomicAdd(taken, 1u)); }
+
+  // After the block's last take. The last block leaves zeros.
+  __device__ __forceinline__ void finish() const {
+    if (atomicAdd(taken + 1, 1u) == gridDim.x - 1) taken[0] = taken[1] = 0;
+  }
 };
 
 struct HeadTile {
@@ -35,14 +47,53 @@ __device__ __forceinline__ HeadTile find_head_tile(const BackwardSchedule &s, in
   return {group * s.head_group + rest - tile * group_heads, s.reversed ? s.tiles_per_head - 1 - tile : tile};
 }
 
-// `streamed`: length of what the blocks of a head read again and again, two matrices of D columns.
+// What the producer finds out about a tile and the consumers read from shared memory. b < 0: none is left.
+struct BackwardTile {
+  Sequence s;
+  int b, h, first;  // first: row of the tile in the sequence
+  int begin, end;   // steps of its walk
+
+  static constexpr int kBytes = 48;
+
+  __device__ __forceinline__ void store(uint32_t address) const {
+    store_shared16(address, make_uint4(s.q0, s.nq, s.k0, s.nk));
+    store_shared16(address + 16, make_uint4(s.keys, s.shift, b, h));
+    store_shared16(address + 32, make_uint4(first, begin, end, 0));
+  }
+  __device__ __forceinline__ void load(uint32_t address) {
+    const uint4 x = load_shared16(address), y = load_shared16(address + 16), z = load_shared16(address + 32);
+    s.q0 = x.x, s.nq = x.y, s.k0 = x.z, s.nk = x.w;
+    s.keys = y.x, s.shift = y.y, b = y.z, h = y.w;
+    first = z.x, begin = z.y, end = z.z;
+  }
+};
+
+// `streamed`: length of what the blocks of a head read again and again, two matrices of D columns. `taken`: NULL where
+// each block has one tile.
 inline BackwardSchedule make_backward_schedule(const fa_ctx *ctx, const fa_attention_args &a, int64_t tiles,
-                                               int64_t streamed, bool reversed) {
+                                               int64_t streamed, bool reversed, uint32_t *taken) {
   const int64_t together = a.causal ? std::max<int64_t>(1, ctx->l2_bytes / 2 / (streamed * a.D * 4 + 1)) : 1;
   const int64_t heads = heads_of(a);
   return BackwardSchedule{static_cast<int>(std::max<int64_t>(tiles, 1)),
-                          static_cast<int>(std::min(together, heads + 1)), static_cast<int>(heads), reversed ? 1 : 0};
+                          static_cast<int>(std::min(together, heads + 1)), static_cast<int>(heads), reversed ? 1 : 0,
+                          taken};
 }
+
+// Blocks of a kernel that keeps a multiprocessor to itself.
+inline int64_t persistent_blocks(const fa_ctx *ctx, int64_t tiles) {
+  return std::max<int64_t>(1, std::min<int64_t>(tiles, ctx->sm_count));
+}
+
+// A place in a ring of `Count` slots and the parity of its barriers, in one register.
+template <int Count>
+struct PackedRing {
+  uint32_t place = 0;  // 2 slot + parity
+
+  __device__ __forceinline__ int slot() const { return static_cast<int>(place >> 1); }
+  __device__ __forceinline__ uint32_t parity() const { return place & 1; }
+  __device__ __forceinline__ void next() { place = slot() == Count - 1 ? parity() ^ 1 : place + 2; }
+  __device__ __forceinline__ int before() const { return slot() == 0 ? Count - 1 : slot() - 1; }
+};
 
 // ---- statistics of query rows --------------------------------------------------------------------------------------
 

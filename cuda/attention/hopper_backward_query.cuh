@@ -1,7 +1,10 @@
 // dq on Hopper: a block owns query rows, 64 to a consumer warpgroup, and walks the keys, which a producer thread
 // streams by TMA. dS stays in registers as an operand of dq += dS k, so nothing but K and V passes through shared
-// memory, and every sum has a fixed order. The kernel also makes the statistics of its rows for the key kernel, which
-// runs after it.
+// memory, and every sum has a fixed order. The kernel also makes the statistics of its rows, for itself and for the key
+// kernel, which runs after it.
+//
+// A block takes one tile of rows after another. While the consumers walk one, the producer fetches the next one's Q, dO
+// and out, and the other warps of its warpgroup make the next one's statistics of them.
 //
 // A step finds its scores made. dP = dO V^T starts; P = 2^(S c - lse), packed, while that and dq of the step before are
 // on their way; the scores of the next step start; dS = P (dP - delta) while those run; dq += dS K starts.
@@ -12,89 +15,189 @@
 
 namespace fa::hopper {
 
-template <class T_, int D_, int Groups_, int Keys_, int Stages_, int Blocks_, bool Dropout_>
+// Buffers: tiles of rows under way.
+template <class T_, int D_, int Groups_, int Keys_, int Stages_, int Buffers_, bool Dropout_>
 struct QueryConfig {
   using T = T_;
-  static constexpr int D = D_, Groups = Groups_, Keys = Keys_, Stages = Stages_, Blocks = Blocks_;
+  static constexpr int D = D_, Groups = Groups_, Keys = Keys_, Stages = Stages_, Buffers = Buffers_;
   static constexpr bool Dropout = Dropout_;
   static constexpr int Panels = D / kPanelColumns;
   static constexpr int Rows = kGroupRows * Groups;
-  static constexpr int ProducerThreads = Groups == 1 ? 32 : 128;
-  static constexpr int Threads = Groups * 128 + ProducerThreads;
-  static constexpr int GroupBytes = kGroupPanelBytes * Panels;
+  static constexpr int Threads = Groups * 128 + 128;
+  static constexpr int GroupBytes = kGroupPanelBytes * Panels, RowsBytes = Groups * GroupBytes;
   static constexpr int TilePanelBytes = Keys * kRowBytes, TileBytes = TilePanelBytes * Panels;
-  static constexpr int DoutOffset = Groups * GroupBytes, KOffset = 2 * Groups * GroupBytes;
-  static constexpr int VOffset = KOffset + Stages * TileBytes, BarrierOffset = VOffset + Stages * TileBytes;
-  static constexpr int SharedBytes = BarrierOffset + 128 + 1024;  // 1024: room to align
-  static_assert(Keys % 16 == 0 && TilePanelBytes % 1024 == 0 && (3 * Stages + 1) * 8 <= 128);
+  static constexpr int KOffset = 3 * Buffers * RowsBytes, VOffset = KOffset + Stages * TileBytes;
+  static constexpr int StatsOffset = VOffset + Stages * TileBytes, InfoOffset = StatsOffset + Buffers * Rows * 8;
+  static constexpr int BarrierOffset = InfoOffset + Buffers * BackwardTile::kBytes;
+  static constexpr int SharedBytes = BarrierOffset + 192 + 1024;  // 1024: room to align
+  static_assert(Keys % 16 == 0 && TilePanelBytes % 1024 == 0 && (3 * Stages + 3 * Buffers) * 8 <= 192);
   static_assert(Stages >= 3, "a step starts the next one's scores before it gives back the one's before");
   static_assert(!Dropout || Keys % 32 == 0, "a dropout call serves 32 keys");
 };
 
 struct QueryMaps {
-  CUtensorMap q, dout, k, v;
+  CUtensorMap q, dout, out, k, v;
 };
 
 template <class C>
-struct QueryBlock {
+struct QueryBlock : BackwardTile {
   using T = typename C::T;
   const Problem &p;
   const QueryMaps &maps;
   const RowStats &stats;
   const uint32_t base;
-  Sequence s;
-  int b, h, first, rows, blocks;  // first query row of the block in the sequence, rows that exist, steps
 
-  __device__ __forceinline__ uint32_t q(int group) const { return base + group * C::GroupBytes; }
-  __device__ __forceinline__ uint32_t dout(int group) const { return base + C::DoutOffset + group * C::GroupBytes; }
+  __device__ __forceinline__ QueryBlock(const Problem &p, const QueryMaps &maps, const RowStats &stats, uint32_t base)
+      : p(p), maps(maps), stats(stats), base(base) {}
+
+  __device__ __forceinline__ uint32_t rows_of(int kind, int buffer, int group) const {
+    return base + (kind * C::Buffers + buffer) * C::RowsBytes + group * C::GroupBytes;
+  }
+  __device__ __forceinline__ uint32_t q(int buffer, int group) const { return rows_of(0, buffer, group); }
+  __device__ __forceinline__ uint32_t dout(int buffer, int group) const { return rows_of(1, buffer, group); }
+  __device__ __forceinline__ uint32_t out(int buffer, int group) const { return rows_of(2, buffer, group); }
   __device__ __forceinline__ uint32_t k(int slot) const { return base + C::KOffset + slot * C::TileBytes; }
   __device__ __forceinline__ uint32_t v(int slot) const { return base + C::VOffset + slot * C::TileBytes; }
+  // lse and delta of a row of the tile.
+  __device__ __forceinline__ uint32_t statistics(int buffer, int row) const {
+    return base + C::StatsOffset + (buffer * C::Rows + row) * 8;
+  }
+  __device__ __forceinline__ uint32_t info(int buffer) const {
+    return base + C::InfoOffset + buffer * BackwardTile::kBytes;
+  }
   __device__ __forceinline__ uint32_t k_full(int slot) const { return base + C::BarrierOffset + slot * 8; }
   __device__ __forceinline__ uint32_t v_full(int slot) const { return k_full(C::Stages + slot); }
   __device__ __forceinline__ uint32_t empty(int slot) const { return k_full(2 * C::Stages + slot); }
-  __device__ __forceinline__ uint32_t q_full() const { return k_full(3 * C::Stages); }
+  __device__ __forceinline__ uint32_t rows_full(int buffer) const { return k_full(3 * C::Stages + buffer); }
+  __device__ __forceinline__ uint32_t rows_empty(int buffer) const { return rows_full(C::Buffers + buffer); }
+  __device__ __forceinline__ uint32_t statistics_full(int buffer) const { return rows_full(2 * C::Buffers + buffer); }
 
-  __device__ __forceinline__ int active_groups() const { return min(C::Groups, (rows + kGroupRows - 1) / kGroupRows); }
   __device__ __forceinline__ int keys_until(int last) const {
     return max(0, p.a.causal ? min(s.keys, last + s.shift + 1) : s.keys);
+  }
+
+  __device__ __forceinline__ int rows() const { return min(C::Rows, s.nq - first); }
+
+  // False where the tile has no rows.
+  __device__ __forceinline__ bool find(const HeadTile &at) {
+    b = at.head / p.a.H;
+    h = at.head - b * p.a.H;
+    s = find_sequence(p.a, b);
+    first = at.tile * C::Rows;
+    begin = 0;
+    end = (keys_until(first + rows() - 1) + C::Keys - 1) / C::Keys;
+    return rows() > 0;
+  }
+
+  // The consumers' and the statistics' next tile.
+  __device__ __forceinline__ bool next(const PackedRing<C::Buffers> &tile) {
+    barrier_wait(rows_full(tile.slot()), tile.parity());
+    load(info(tile.slot()));
+    return b >= 0;
   }
 
   __device__ __forceinline__ void init_barriers() const {
     for (int i = 0; i < C::Stages; i++) {
       barrier_init(k_full(i), 1);
       barrier_init(v_full(i), 1);
-      barrier_init(empty(i), 4 * active_groups());
+      barrier_init(empty(i), 4 * C::Groups);
     }
-    barrier_init(q_full(), 1);
+    for (int i = 0; i < C::Buffers; i++) {
+      barrier_init(rows_full(i), 1);
+      barrier_init(rows_empty(i), 4 * C::Groups);
+      barrier_init(statistics_full(i), 3);
+    }
     barrier_init_fence();
   }
 
-  // One thread.
-  __device__ __forceinline__ void produce() const {
-    const int column = h * C::D, active = active_groups();
-    barrier_arrive_expect(q_full(), 2 * active * C::GroupBytes);
-    for (int g = 0; g < active; g++) {
+  __device__ __forceinline__ void load_rows(const PackedRing<C::Buffers> &tile) const {
+    const int groups = (rows() + kGroupRows - 1) / kGroupRows;
+    const uint32_t full = rows_full(tile.slot());
+    store(info(tile.slot()));
+    barrier_arrive_expect(full, 3 * groups * C::GroupBytes);
+    for (int g = 0; g < groups; g++) {
       for (int panel = 0; panel < C::Panels; panel++) {
-        const int from = column + panel * kPanelColumns, row = s.q0 + first + g * kGroupRows;
-        load_box(q(g) + panel * kGroupPanelBytes, &maps.q, from, row, q_full(), kEvictFirst);
-        load_box(dout(g) + panel * kGroupPanelBytes, &maps.dout, from, row, q_full(), kEvictFirst);
+        const int from = h * C::D + panel * kPanelColumns, row = s.q0 + first + g * kGroupRows;
+        const uint32_t inside = panel * kGroupPanelBytes;
+        load_box(q(tile.slot(), g) + inside, &maps.q, from, row, full, kEvictFirst);
+        load_box(dout(tile.slot(), g) + inside, &maps.dout, from, row, full, kEvictFirst);
+        load_box(out(tile.slot(), g) + inside, &maps.out, from, row, full, kEvictFirst);
       }
     }
-    int slot = 0;
-    uint32_t parity = 1;
-    for (int n = blocks - 1; n >= 0; n--) {
-      barrier_wait(empty(slot), parity);
-      barrier_arrive_expect(k_full(slot), C::TileBytes);
-      barrier_arrive_expect(v_full(slot), C::TileBytes);
-      for (int panel = 0; panel < C::Panels; panel++) {
-        load_box(k(slot) + panel * C::TilePanelBytes, &maps.k, column + panel * kPanelColumns, s.k0 + n * C::Keys,
-                 k_full(slot), kEvictLast);
+  }
+
+  __device__ __forceinline__ void load_step(const PackedRing<C::Stages> &ring, int n) const {
+    const int slot = ring.slot();
+    barrier_wait(empty(slot), ring.parity() ^ 1);
+    barrier_arrive_expect(k_full(slot), C::TileBytes);
+    barrier_arrive_expect(v_full(slot), C::TileBytes);
+    for (int panel = 0; panel < C::Panels; panel++) {
+      load_box(k(slot) + panel * C::TilePanelBytes, &maps.k, h * C::D + panel * kPanelColumns, s.k0 + n * C::Keys,
+               k_full(slot), kEvictLast);
+    }
+    for (int panel = 0; panel < C::Panels; panel++) {
+      load_box(v(slot) + panel * C::TilePanelBytes, &maps.v, h * C::D + panel * kPanelColumns, s.k0 + n * C::Keys,
+               v_full(slot), kEvictLast);
+    }
+  }
+
+  // One thread.
+  __device__ __forceinline__ void produce(const BackwardSchedule &schedule) {
+    PackedRing<C::Stages> ring;
+    PackedRing<C::Buffers> tile;
+    int index = blockIdx.x;
+    while (index < schedule.tiles()) {
+      barrier_wait(rows_empty(tile.slot()), tile.parity() ^ 1);
+      if (find(find_head_tile(schedule, index))) {
+        load_rows(tile);
+        tile.next();
+        for (int n = end - 1; n >= 0; n--, ring.next()) load_step(ring, n);
       }
-      for (int panel = 0; panel < C::Panels; panel++) {
-        load_box(v(slot) + panel * C::TilePanelBytes, &maps.v, column + panel * kPanelColumns, s.k0 + n * C::Keys,
-                 v_full(slot), kEvictLast);
+      index = schedule.take();  // on its way while the consumers have steps to do
+    }
+    schedule.finish();
+    barrier_wait(rows_empty(tile.slot()), tile.parity() ^ 1);
+    b = -1;
+    store(info(tile.slot()));
+    barrier_arrive(rows_full(tile.slot()));
+  }
+
+  // lse * log2(e) and delta of a row of a tile; +inf and 0 where it sees no key or does not exist.
+  __device__ __forceinline__ float2 find_statistics(int buffer, int row) const {
+    if (row >= rows()) return make_float2(INFINITY, 0.0f);
+    const float lse = scaled_lse(p.a.lse[static_cast<int64_t>(h) * p.a.rows_q + s.q0 + first + row]);
+    const int group = row / kGroupRows, in_group = row % kGroupRows;
+    float delta = 0.0f;
+#pragma unroll 2
+    for (int i = 0; i < C::D / 8; i++) {
+      const int at = i / 8 * kGroupPanelBytes + in_group * kRowBytes + ((i ^ in_group) & 7) * 16;
+      delta += dot8<T>(load_shared16(out(buffer, group) + at), load_shared16(dout(buffer, group) + at));
+    }
+    return make_float2(lse, lse == INFINITY ? 0.0f : delta);
+  }
+
+  // Three warps.
+  __device__ __forceinline__ void make_statistics() {
+    const int thread = threadIdx.x % 128 - 32;
+    for (PackedRing<C::Buffers> tile; next(tile); tile.next()) {
+      const int64_t at = row_stats_start(stats, h, s.q0, b) + first;
+#pragma unroll 1
+      for (int row = thread; row < C::Rows; row += 96) {
+        const float2 found = find_statistics(tile.slot(), row);
+        store_shared_float(statistics(tile.slot(), row), found.x);
+        store_shared_float(statistics(tile.slot(), row) + 4, found.y);
+        if (row < rows()) {
+          stats.lse[at + row] = found.x;
+          stats.delta[at + row] = found.y;
+        }
       }
-      if (++slot == C::Stages) slot = 0, parity ^= 1;
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) barrier_arrive(statistics_full(tile.slot()));
+      if (first + C::Rows < s.nq) continue;
+      for (int row = thread; row < kStatsSlack; row += 96) {
+        stats.lse[at + rows() + row] = INFINITY;
+        stats.delta[at + rows() + row] = 0.0f;
+      }
     }
   }
 };
@@ -103,79 +206,53 @@ struct QueryBlock {
 template <class C>
 struct QueryConsumer {
   using T = typename C::T;
-  const QueryBlock<C> &block;
+  QueryBlock<C> &block;
   const int group, warp, lane;
-  int slot = 0;
-  uint32_t parity = 0;
+  PackedRing<C::Stages> ring;
+  PackedRing<C::Buffers> tile;
   float lse[2], delta[2];
-  int limit[2];  // keys the thread's rows see
   int unmasked;  // keys that all rows of the warpgroup see
   int row;       // the thread's first row in the sequence
   Dropout dropout;
 
-  __device__ __forceinline__ QueryConsumer(const QueryBlock<C> &block, int group)
-      : block(block), group(group), warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32), dropout(block.p.dropout) {
-    row = block.first + group * kGroupRows + warp * 16 + lane / 4;
-    limit[0] = block.keys_until(row);
-    limit[1] = block.keys_until(row + 8);
-    unmasked = block.keys_until(block.first + group * kGroupRows);
-  }
+  __device__ __forceinline__ QueryConsumer(QueryBlock<C> &block, int group)
+      : block(block), group(group), warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32), dropout(block.p.dropout) {}
 
   __device__ __forceinline__ void release(int slot) const {
     if (lane == 0) barrier_arrive(block.empty(slot));
   }
 
-  // lse and delta of the thread's two rows; four threads share a row.
-  __device__ __forceinline__ void find_statistics() {
-    const fa_attention_args &a = block.p.a;
-    const int64_t at = row_stats_start(block.stats, block.h, block.s.q0, block.b);
+  __device__ __forceinline__ void find_rows() {
+    const int in_tile = group * kGroupRows + warp * 16 + lane / 4;
+    row = block.first + in_tile;
+    unmasked = block.keys_until(block.first + group * kGroupRows);
+    barrier_wait(block.statistics_full(tile.slot()), tile.parity());
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      const int i = row + 8 * r;
-      float sum = 0.0f;
-      lse[r] = INFINITY;
-      if (i < block.s.nq) {
-        const T *o = head_row<T>(a.out, block.s.q0 + i, a.out_stride, block.h, C::D) + lane % 4 * 8;
-        const T *g = head_row<T>(a.dout, block.s.q0 + i, a.dout_stride, block.h, C::D) + lane % 4 * 8;
-#pragma unroll
-        for (int c = 0; c < C::D; c += 32) {
-          sum += dot8<T>(*reinterpret_cast<const uint4 *>(o + c), *reinterpret_cast<const uint4 *>(g + c));
-        }
-        lse[r] = scaled_lse(a.lse[static_cast<int64_t>(block.h) * a.rows_q + block.s.q0 + i]);
-      }
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      delta[r] = lse[r] == INFINITY ? 0.0f : sum;
-      if (lane % 4 == 0 && i < block.s.nq) {
-        block.stats.lse[at + i] = lse[r];
-        block.stats.delta[at + i] = delta[r];
-      }
-    }
-    if (group == 0 && block.first + C::Rows >= block.s.nq) {
-      block.stats.lse[at + block.s.nq + threadIdx.x] = INFINITY;
-      block.stats.delta[at + block.s.nq + threadIdx.x] = 0.0f;
+      const float2 found = load_shared_float2(block.statistics(tile.slot(), in_tile + 8 * r));
+      lse[r] = found.x, delta[r] = found.y;
     }
   }
 
-  // Starts S of step n, whose keys lie in slot `at`.
-  __device__ __forceinline__ void start_scores(float (&x)[C::Keys / 2], int n, int at, uint32_t at_parity) const {
-    barrier_wait(block.k_full(at), at_parity);
+  // Starts S of step n, whose keys lie at `at`.
+  __device__ __forceinline__ void start_scores(float (&x)[C::Keys / 2], int n, const PackedRing<C::Stages> &at) const {
+    barrier_wait(block.k_full(at.slot()), at.parity());
     const int valid = block.s.keys - n * C::Keys;
     if (valid < C::Keys) {
-      barrier_wait(block.v_full(at), at_parity);
-      clear_tile_rows<C::Panels>(block.k(at), C::TilePanelBytes, valid, C::Keys);
-      clear_tile_rows<C::Panels>(block.v(at), C::TilePanelBytes, valid, C::Keys);
+      barrier_wait(block.v_full(at.slot()), at.parity());
+      clear_tile_rows<C::Panels>(block.k(at.slot()), C::TilePanelBytes, valid, C::Keys);
+      clear_tile_rows<C::Panels>(block.v(at.slot()), C::TilePanelBytes, valid, C::Keys);
       fence_async_proxy();
       named_sync(1 + group, 128);
     }
-    start_scores_product<T, C::D, C::Keys>(x, block.q(group), block.k(at));
+    start_scores_product<T, C::D, C::Keys>(x, block.q(tile.slot(), group), block.k(at.slot()));
   }
 
   // x: scores; pt: probabilities, packed.
   __device__ __forceinline__ void probabilities(float (&x)[C::Keys / 2], uint32_t (&pt)[C::Keys / 4], int n) const {
     if ((n + 1) * C::Keys > unmasked) {
       const int column = n * C::Keys + lane % 4 * 2;
-      mask_from<C::Keys>(x, limit[0] - column, limit[1] - column);
+      mask_from<C::Keys>(x, block.keys_until(row) - column, block.keys_until(row + 8) - column);
     }
 #pragma unroll
     for (int i = 0; i < C::Keys / 4; i++) {
@@ -214,13 +291,13 @@ struct QueryConsumer {
   template <bool HasNext>
   __device__ __forceinline__ void step(float (&x)[C::Keys / 2], float (&dp)[C::Keys / 2], uint32_t (&pt)[C::Keys / 4],
                                        uint32_t (&ds)[C::Keys / 4], float (&dq)[C::D / 2], int n, bool first) {
-    barrier_wait(block.v_full(slot), parity);
-    start_scores_product<T, C::D, C::Keys>(dp, block.dout(group), block.v(slot));
+    barrier_wait(block.v_full(ring.slot()), ring.parity());
+    start_scores_product<T, C::D, C::Keys>(dp, block.dout(tile.slot(), group), block.v(ring.slot()));
     probabilities(x, pt, n);
-    const int here = slot, before = slot == 0 ? C::Stages - 1 : slot - 1;
-    if (++slot == C::Stages) slot = 0, parity ^= 1;
+    const int here = ring.slot(), before = ring.before();
+    ring.next();
     if constexpr (HasNext) {
-      start_scores(x, n - 1, slot, parity);
+      start_scores(x, n - 1, ring);
       product_wait<1>();
     } else {
       product_wait<0>();
@@ -237,69 +314,75 @@ struct QueryConsumer {
     }
   }
 
-  __device__ __forceinline__ void run() {
-    const int last = min(kGroupRows, block.rows - group * kGroupRows) - 1;
-    const int steps = (block.keys_until(block.first + group * kGroupRows + last) + C::Keys - 1) / C::Keys;
-    float dq[C::D / 2];
+  // dq of the warpgroup's rows: the keys from the last to the first.
+  __device__ __forceinline__ void walk_keys(float (&dq)[C::D / 2], int steps) {
+    float x[C::Keys / 2], dp[C::Keys / 2];
+    uint32_t pt[C::Keys / 4], ds[C::Keys / 4] = {};
+    keep(dq);
+    start_scores(x, steps - 1, ring);
+    find_rows();
+    product_wait<0>();
+    keep(x);
+    for (int n = steps - 1; n > 0; n--) step<true>(x, dp, pt, ds, dq, n, n == steps - 1);
+    step<false>(x, dp, pt, ds, dq, 0, steps == 1);
+    product_wait<0>();
+    keep(dq);
+    keep(ds);
+    release(ring.before());
+  }
+
+  __device__ __forceinline__ void run_tile() {
+    const int from = block.first + group * kGroupRows, last = min(kGroupRows, block.s.nq - from) - 1;
+    const int steps = last < 0 ? 0 : (block.keys_until(from + last) + C::Keys - 1) / C::Keys;
+    for (int n = block.end; n > steps; n--, ring.next()) {  // steps that other rows of the tile see
+      barrier_wait(block.k_full(ring.slot()), ring.parity());
+      barrier_wait(block.v_full(ring.slot()), ring.parity());
+      release(ring.slot());
+    }
+    if (last >= 0) {
+      float dq[C::D / 2];
 #pragma unroll
-    for (int i = 0; i < C::D / 2; i++) dq[i] = 0.0f;
-    find_statistics();
-    for (int n = block.blocks; n > steps; n--) {  // steps that other rows of the block see
-      barrier_wait(block.k_full(slot), parity);
-      barrier_wait(block.v_full(slot), parity);
-      release(slot);
-      if (++slot == C::Stages) slot = 0, parity ^= 1;
+      for (int i = 0; i < C::D / 2; i++) dq[i] = 0.0f;
+      if (steps > 0) walk_keys(dq, steps);
+      named_sync(1 + group, 128);  // every warp is done with Q
+      const fa_attention_args &a = block.p.a;
+      write_gradient<T, C::D>(dq, a.scale, block.q(tile.slot(), group),
+                              head_row<T>(a.dq, block.s.q0 + from, a.dq_stride, block.h, C::D), a.dq_stride, last + 1,
+                              last + 1);
+      fence_async_proxy();
     }
-    barrier_wait(block.q_full(), 0);
-    if (steps > 0) {
-      float x[C::Keys / 2], dp[C::Keys / 2];
-      uint32_t pt[C::Keys / 4], ds[C::Keys / 4] = {};
-      keep(dq);
-      start_scores(x, steps - 1, slot, parity);
-      product_wait<0>();
-      keep(x);
-      for (int n = steps - 1; n > 0; n--) step<true>(x, dp, pt, ds, dq, n, n == steps - 1);
-      step<false>(x, dp, pt, ds, dq, 0, steps == 1);
-      product_wait<0>();
-      keep(dq);
-      keep(ds);
-    }
-    named_sync(1 + group, 128);  // every warp is done with Q
-    const fa_attention_args &a = block.p.a;
-    const int from = block.first + group * kGroupRows;
-    T *target = head_row<T>(a.dq, block.s.q0 + from, a.dq_stride, block.h, C::D);
-    write_gradient<T, C::D>(dq, a.scale, block.q(group), target, a.dq_stride, block.s.nq - from, block.s.nq - from);
+    // The statistics of the tile are read by then, or by no one: they take their place when its rows are given back.
+    barrier_wait(block.statistics_full(tile.slot()), tile.parity());
+    if (lane == 0) barrier_arrive(block.rows_empty(tile.slot()));
+  }
+
+  __device__ __forceinline__ void run() {
+    for (; block.next(tile); tile.next()) run_tile();
   }
 };
 
 template <class C>
-__global__ void __launch_bounds__(C::Threads, C::Blocks)
+__global__ void __launch_bounds__(C::Threads, 1)
     hopper_backward_query_kernel(const __grid_constant__ Problem p, const __grid_constant__ QueryMaps maps,
-                                 const BackwardSchedule schedule, const RowStats stats) {
+                                 const __grid_constant__ BackwardSchedule schedule, const RowStats stats) {
   extern __shared__ char dynamic_shared[];
-  const HeadTile at = find_head_tile(schedule, blockIdx.x);
-  QueryBlock<C> block{p, maps, stats, (shared_address(dynamic_shared) + 1023) & ~1023u};
-  block.b = at.head / p.a.H;
-  block.h = at.head - block.b * p.a.H;
-  block.rows = 0;
-  if (at.head < schedule.heads) {
-    block.s = find_sequence(p.a, block.b);
-    block.first = at.tile * C::Rows;
-    block.rows = min(C::Rows, block.s.nq - block.first);
-    block.blocks = (block.keys_until(block.first + block.rows - 1) + C::Keys - 1) / C::Keys;
-  }
+  QueryBlock<C> block(p, maps, stats, (shared_address(dynamic_shared) + 1023) & ~1023u);
   allow_next_kernel();
   const int role = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-  if (threadIdx.x == 0 && block.rows > 0) block.init_barriers();
+  if (threadIdx.x == 0) block.init_barriers();
   __syncthreads();
   if (role == C::Groups) {
-    if constexpr (C::Groups == 2) registers_shrink<40>();
-    if constexpr (C::Groups == 3) registers_shrink<32>();
-    if (threadIdx.x == C::Groups * 128 && block.rows > 0) block.produce();
+    if constexpr (C::Groups == 2) registers_shrink<56>();
+    if constexpr (C::Groups == 3) registers_shrink<56>();
+    if (threadIdx.x % 128 >= 32) {
+      block.make_statistics();
+    } else if (threadIdx.x % 128 == 0) {
+      block.produce(schedule);
+    }
   } else {
-    if constexpr (C::Groups == 2) registers_grow<232>();
-    if constexpr (C::Groups == 3) registers_grow<160>();
-    if (block.rows > role * kGroupRows) QueryConsumer<C>(block, role).run();
+    if constexpr (C::Groups == 2) registers_grow<224>();
+    if constexpr (C::Groups == 3) registers_grow<152>();
+    QueryConsumer<C>(block, role).run();
     clear_rows_past<typename C::T>(p.a.dq, p.a.dq_stride, clamp_int(p.a.cu_q[p.a.B], 0, p.a.rows_q), p.a.rows_q,
                                    p.a.H * C::D, threadIdx.x, C::Groups * 128);
   }
@@ -313,18 +396,20 @@ fa_status launch_backward_query(fa_ctx *ctx, const Problem &p, const RowStats &s
   QueryMaps maps;
   FA_TRY(make_tensor_map(ctx, &maps.q, a.q, a.rows_q, columns, a.q_stride, kGroupRows, a.dtype));
   FA_TRY(make_tensor_map(ctx, &maps.dout, a.dout, a.rows_q, columns, a.dout_stride, kGroupRows, a.dtype));
+  FA_TRY(make_tensor_map(ctx, &maps.out, a.out, a.rows_q, columns, a.out_stride, kGroupRows, a.dtype));
   maps.k = maps.v = maps.q;  // never read where there is no key
   if (a.rows_k > 0) {
     FA_TRY(make_tensor_map(ctx, &maps.k, a.k, a.rows_k, columns, a.k_stride, C::Keys, a.dtype));
     FA_TRY(make_tensor_map(ctx, &maps.v, a.v, a.rows_k, columns, a.v_stride, C::Keys, a.dtype));
   }
   const int64_t tiles = ceil_div(a.max_q, C::Rows);
-  const int64_t blocks = std::max<int64_t>(1, tiles * heads_of(a));
-  FA_TRY(check_grid(ctx, blocks));
+  FA_TRY(check_grid(ctx, tiles * heads_of(a)));
   auto kernel = hopper_backward_query_kernel<C>;
   FA_TRY(allow_shared(ctx, kernel, C::SharedBytes));
-  kernel<<<static_cast<unsigned>(blocks), C::Threads, C::SharedBytes, ctx->stream>>>(
-      p, maps, make_backward_schedule(ctx, a, tiles, a.max_k, true), stats);
+  kernel<<<static_cast<unsigned>(persistent_blocks(ctx, tiles * heads_of(a))), C::Threads, C::SharedBytes,
+           ctx->stream>>>(
+      p, maps, make_backward_schedule(ctx, a, tiles, a.max_k, true, tile_counter(ctx, TileCounter::kBackwardQuery)),
+      stats);
   return FA_LAUNCHED(ctx, "Hopper attention backward, queries");
 }
 

@@ -1,6 +1,7 @@
 // The backward pass on Hopper: which kernels serve which problem.
 #include "hopper.cuh"
 #include "hopper_backward_fused_wide.cuh"
+#include "hopper_backward_key.cuh"
 #include "hopper_backward_query.cuh"
 #include "hopper_backward_short.cuh"
 
@@ -8,7 +9,7 @@ namespace fa::hopper {
 namespace {
 
 // Lengths from which the fused kernel is faster than one kernel for dq and one for dk and dv: D 64, D 128.
-constexpr int kLong = 900, kLongWide = 600;
+constexpr int kLong = 3000, kLongWide = 600;
 
 bool is_short(const fa_attention_args &args) { return args.max_q <= kShortRows && args.max_k <= kShortRows; }
 
@@ -18,14 +19,22 @@ bool is_fused(const fa_attention_args &args) {
   return args.D == 64 ? args.max_k >= kLong : args.dropout == 0.0f && args.max_k >= kLongWide;
 }
 
-// Longer tiles where the length fills them; a dropout call serves 32 queries.
+// Tiles that the length fills.
+template <class T, bool Dropout>
+fa_status run_query64(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
+  if (p.a.max_q <= 256) return launch_backward_query<QueryConfig<T, 64, 2, 64, 4, 2, Dropout>>(ctx, p, stats);
+  return launch_backward_query<QueryConfig<T, 64, 3, 64, 4, 2, Dropout>>(ctx, p, stats);
+}
+
+// Longer steps where there are many; a dropout call serves 32 queries.
 template <class T, bool Dropout>
 fa_status run_key64(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
   if constexpr (Dropout) {
-    return launch_backward_key<KeyConfig<T, 64, 2, 64, 3, 1, true>>(ctx, p, stats);
+    return launch_backward_key<KeyConfig<T, 64, 2, 64, 3, 2, true>>(ctx, p, stats);
   } else {
-    if (p.a.max_q < kLong) return launch_backward_key<KeyConfig<T, 64, 2, 80, 4, 1, false>>(ctx, p, stats);
-    return launch_backward_key<KeyConfig<T, 64, 2, 96, 4, 1, false>>(ctx, p, stats);
+    const bool many = p.a.max_q >= (p.a.causal ? 1500 : 900);
+    if (many) return launch_backward_key<KeyConfig<T, 64, 2, 96, 4, 2, false>>(ctx, p, stats);
+    return launch_backward_key<KeyConfig<T, 64, 2, 80, 4, 2, false>>(ctx, p, stats);
   }
 }
 
@@ -33,7 +42,7 @@ template <class T, bool Dropout>
 fa_status run64(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
   if (is_short(p.a)) return launch_backward_short<ShortConfig<T, 64, 2, Dropout>>(ctx, p);
   if (is_fused(p.a)) return launch_backward_fused<FusedConfig<T, 64, 3, Dropout>>(ctx, p, stats);
-  FA_TRY((launch_backward_query<QueryConfig<T, 64, 3, 64, 4, 1, Dropout>>(ctx, p, stats)));
+  FA_TRY((run_query64<T, Dropout>(ctx, p, stats)));
   return run_key64<T, Dropout>(ctx, p, stats);
 }
 
@@ -45,7 +54,7 @@ fa_status run128(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
     if (is_fused(p.a)) return launch_backward_fused<C, WideConsumer<C>>(ctx, p, stats);
   }
   FA_TRY((launch_backward_query<QueryConfig<T, 128, 2, Dropout ? 64 : 80, 3, 1, Dropout>>(ctx, p, stats)));
-  return launch_backward_key<KeyConfig<T, 128, 2, 48, 4, 1, Dropout>>(ctx, p, stats);
+  return launch_backward_key<KeyConfig<T, 128, 2, 48, 3, 2, Dropout>>(ctx, p, stats);
 }
 
 template <class T, bool Dropout>
