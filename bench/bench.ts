@@ -31,6 +31,7 @@ import type { TimingOptions } from "./timing.ts";
 const LENGTHS = [200, 400, 800, 1000, 2000];
 const GPU_EPOCHS = 1000;
 const CPU_BOX_SECONDS = 5;
+const GRID_PEERS = ["pytorch_flash2", "pytorch_cudnn"]; // eager code takes minutes at 16384
 const KINDS = ["sweep", "gemm", "kernels", "step", "parity", "bpe"] as const;
 
 const COMMAND = createCommand(
@@ -139,10 +140,11 @@ function sweepLine(result: SweepResult): string {
     `  ${row.ms.toPrecision(4)} ms  ${rate(row.gflops)}  error ${row.max_error.toExponential(1)} ${check}`;
 }
 
-async function peerRows(options: SweepOptions): Promise<AttentionRow[]> {
+/** `peers`: names that bench/peers/attention.py knows, or null for all. */
+async function peerRows(options: SweepOptions, peers: readonly string[] | null): Promise<AttentionRow[]> {
   const { B, H, D, lengths, causal, passes } = options;
   const repetitions = Math.min(options.repetitions, 200);
-  const rows = await runPeer("attention.py", { B, H, D, lengths, causal, passes, repetitions });
+  const rows = await runPeer("attention.py", { peers, B, H, D, lengths, causal, passes, repetitions });
   return rows.map((untyped) => {
     const row = untyped as Omit<AttentionRow, "gflops" | "max_error">;
     return { ...row, gflops: attentionFlops(row) / row.ms / 1e6, max_error: NaN };
@@ -192,7 +194,7 @@ async function runSweep(context: Context, options: Options): Promise<boolean> {
       if (isWrong(result)) wrong++;
       if (!quiet) print(sweepLine(result));
     }
-    if (options.peers === true) rows.push(...await peerRows(job));
+    if (options.peers === true) rows.push(...await peerRows(job, options.grid === true ? GRID_PEERS : null));
   }
   const timed = rows.filter((row) => !Number.isNaN(row.ms));
   if (quiet) print(JSON.stringify(timed)); // NaN, as of the peers' errors, prints as null

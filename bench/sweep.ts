@@ -61,7 +61,7 @@ export interface SweepResult {
 const SEED = 20_240_101n;
 const LCG = { factor: 1_664_525, step: 1_013_904_223 } as const; // Numerical Recipes, section 7.1
 const SAMPLED_ROWS = 8;
-const LONGEST_KEY_CHECK = 4096; // gradients of keys cost O(L² D) on the host: beyond, only those of queries are checked
+const LONGEST_KEY_CHECK = 2048; // gradients of keys cost O(L² D) on the host: beyond, only those of queries are checked
 
 interface Shape {
   L: number;

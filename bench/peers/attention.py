@@ -1,7 +1,7 @@
 """Peers of the sweep: PyTorch's eager attention, its FlashAttention-2 and cuDNN's, timed as bench/timing.ts does.
 
-Reads a JSON request on standard input: {"B", "H", "D", "lengths", "causal", "passes", "repetitions"}; prints one JSON row a
-line: {"attn", "pass", "causal", "B", "H", "L", "D", "ms", "ms_low", "ms_high", "repetitions"}. Needs torch with CUDA.
+Reads a JSON request on standard input: {"peers", "B", "H", "D", "lengths", "causal", "passes", "repetitions"}, `peers` a
+list of names below or null for all; prints one JSON row a line: {"attn", "pass", "causal", "B", "H", "L", "D", "ms", "ms_low", "ms_high", "repetitions"}. Needs torch with CUDA.
 """
 import json
 import math
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 FLUSH_BYTES = 256 << 20
+FLUSHES = 4  # the device is busy for longer than autograd needs on the host, which must not be measured
 WARM_UPS = 10
 
 
@@ -46,7 +47,8 @@ def times(call, repetitions):
         call()
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)]
     for start, end in pairs:
-        flush.zero_()
+        for _ in range(FLUSHES):
+            flush.zero_()
         start.record()
         call()
         end.record()
@@ -74,7 +76,7 @@ def main():
         sys.exit("no CUDA device for PyTorch")
     for length in request["lengths"]:
         for causal in request["causal"]:
-            for name in PEERS:
+            for name in request["peers"] or PEERS:
                 for which in request["passes"]:
                     row = {"attn": name, "pass": which, "causal": causal, "L": length}
                     row.update({key: request[key] for key in ("B", "H", "D", "repetitions")})

@@ -85,7 +85,7 @@ struct FusedBlock : QueryStream<C> {
     if (Stream::begin >= Stream::end) return;
     Stream::load_keys(k(0), C::VOffset, k_full());
     read();  // again: few registers
-    wait_for_kernel_before();  // the statistics
+    wait_for_previous();  // the statistics
     Stream::load_steps(PackedRing<C::Stages>());
   }
 };
@@ -332,7 +332,7 @@ __global__ void __launch_bounds__(C::Threads, 1)
                                  const BackwardSchedule schedule, const RowStats stats, const DqSum sum) {
   extern __shared__ char dynamic_shared[];
   FusedBlock<C> block(p, maps, stats, (shared_address(dynamic_shared) + 1023) & ~1023u);
-  allow_next_kernel();
+  let_dependent_start();
   const int role = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (threadIdx.x == 0) {
     Consumer::init_barriers(block);
@@ -348,7 +348,7 @@ __global__ void __launch_bounds__(C::Threads, 1)
   } else {
     registers_grow<240>();
     const bool exists = block.read();
-    wait_for_kernel_before();  // the accumulator's zeros
+    wait_for_previous();  // the accumulator's zeros
     if (exists && block.begin < block.end) {
       Consumer(block, sum, role).run();
     } else if (exists) {
@@ -370,7 +370,7 @@ __global__ void __launch_bounds__(256)
     hopper_backward_prepare_kernel(const __grid_constant__ Problem p, const RowStats stats, const DqSum sum,
                                    int tiles) {
   constexpr int lanes = D / 8, rows_at_once = 256 / lanes;
-  allow_next_kernel();
+  let_dependent_start();
   const int head = blockIdx.x / tiles, tile = blockIdx.x - head * tiles;
   const int b = head / p.a.H, h = head - b * p.a.H;
   if (b >= p.a.B) return;
@@ -413,7 +413,7 @@ __global__ void __launch_bounds__(128)
   const int from_last = blockIdx.x / tiles, tile = blockIdx.x - from_last * tiles;
   const int head = p.a.B * p.a.H - 1 - from_last;  // what was added last is still in L2
   const int b = head / p.a.H, h = head - b * p.a.H;
-  wait_for_kernel_before();
+  wait_for_previous();
   clear_rows_past<T>(p.a.dq, p.a.dq_stride, clamp_int(p.a.cu_q[p.a.B], 0, p.a.rows_q), p.a.rows_q, p.a.H * D,
                      threadIdx.x, 128);
   if (head < 0) return;
@@ -457,12 +457,12 @@ fa_status launch_backward_fused(fa_ctx *ctx, const Problem &p, const RowStats &s
     FA_TRY(make_key_maps<C>(ctx, a, &maps));
     auto kernel = hopper_backward_fused_kernel<C, Consumer>;
     FA_TRY(allow_shared(ctx, kernel, C::SharedBytes));
-    FA_TRY(launch_overlapping(ctx, kernel, std::max<int64_t>(1, tiles * heads_of(a)), C::Threads, C::SharedBytes, p,
+    FA_TRY(launch_dependent(ctx, kernel, std::max<int64_t>(1, tiles * heads_of(a)), C::Threads, C::SharedBytes, p,
                               maps, make_backward_schedule(ctx, a, tiles, a.max_q, false, nullptr), stats, sum));
   }
   if (a.rows_q == 0) return FA_OK;
   const int64_t convert = std::max<int64_t>(1, convert_tiles * heads_of(a));
-  return launch_overlapping(ctx, hopper_backward_convert_kernel<T, C::D>, convert, 128, 0, p, sum,
+  return launch_dependent(ctx, hopper_backward_convert_kernel<T, C::D>, convert, 128, 0, p, sum,
                             static_cast<int>(std::max<int64_t>(1, convert_tiles)));
 }
 

@@ -57,7 +57,7 @@ struct WideConsumer : FusedWarpgroup<C> {
     const int group = threadIdx.x / 32 - C::Groups * 4 - 1;
     if (group >= C::Groups || threadIdx.x % 32 != 0) return;
     float *target = dq_sum_tile<C::D>(sum, block.h, block.s.q0, block.b, block.begin) + group * kGroupRows * kDqColumns;
-    wait_for_kernel_before();  // the accumulator's zeros
+    wait_for_previous();  // the accumulator's zeros
     uint32_t parity = 0;
     for (int n = block.begin; n < block.end; n++, parity ^= 1, target += kGroupRows * C::D) {
       barrier_wait(dq_full(block, group), parity);

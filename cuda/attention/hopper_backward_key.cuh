@@ -98,7 +98,7 @@ struct KeyBlock : QueryStream<C> {
       } else {
         barrier_arrive(full);
       }
-      wait_for_kernel_before();  // the statistics
+      wait_for_previous();  // the statistics
       Stream::load(info(tile.slot()));  // again: few registers
       ring = Stream::load_steps(ring);
     }
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(C::Threads, 1)
   } else {
     registers_grow<240>();
     KeyConsumer<C>(block, role).run();
-    wait_for_kernel_before();  // whatever follows this kernel follows that one too
+    wait_for_previous();  // whatever follows this kernel follows that one too
     const int begin = clamp_int(p.a.cu_k[p.a.B], 0, p.a.rows_k), columns = p.a.H * C::D;
     clear_rows_past<typename C::T>(p.a.dk, p.a.dk_stride, begin, p.a.rows_k, columns, threadIdx.x, C::Groups * 128);
     clear_rows_past<typename C::T>(p.a.dv, p.a.dv_stride, begin, p.a.rows_k, columns, threadIdx.x, C::Groups * 128);
@@ -268,7 +268,7 @@ fa_status launch_backward_key(fa_ctx *ctx, const Problem &p, const RowStats &sta
   FA_TRY(check_grid(ctx, tiles * heads_of(a)));
   auto kernel = hopper_backward_key_kernel<C>;
   FA_TRY(allow_shared(ctx, kernel, C::SharedBytes));
-  return launch_overlapping(
+  return launch_dependent(
       ctx, kernel, persistent_blocks(ctx, tiles * heads_of(a)), C::Threads, C::SharedBytes, p, maps,
       make_backward_schedule(ctx, a, tiles, a.max_q, false, tile_counter(ctx, TileCounter::kBackwardKey)), stats);
 }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "../dependent.cuh"
 #include "hopper_primitives.cuh"
 #include "hopper_tensor_map.cuh"
 #include "hopper_wgmma.cuh"
@@ -328,32 +329,6 @@ __device__ __forceinline__ void start_sum_product(float (&sum)[D / 2], const uin
     product_rs<T, D, 1>(sum, x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3], advance(right, i * 16 * kRowBytes), 1);
   }
   product_commit();
-}
-
-// ---- kernels that overlap: the end of one with the start of the next
-// ---------------------------------------------------
-
-// The next kernel of the stream may start once every block has called this, or ended.
-__device__ __forceinline__ void allow_next_kernel() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-
-// Returns when the kernel before is complete and what it wrote is visible. Called before anything of it is used.
-__device__ __forceinline__ void wait_for_kernel_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-// Launches a kernel that calls wait_for_kernel_before; the one before it in the stream calls allow_next_kernel.
-template <class... Parameters, class... Arguments>
-fa_status launch_overlapping(fa_ctx *ctx, void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes,
-                             Arguments &&...arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = ctx->stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return FA_CUDA(ctx, cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
 }
 
 // ---- results -------------------------------------------------------------------------------------------------------

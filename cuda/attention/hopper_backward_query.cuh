@@ -367,7 +367,7 @@ __global__ void __launch_bounds__(C::Threads, 1)
                                  const __grid_constant__ BackwardSchedule schedule, const RowStats stats) {
   extern __shared__ char dynamic_shared[];
   QueryBlock<C> block(p, maps, stats, (shared_address(dynamic_shared) + 1023) & ~1023u);
-  allow_next_kernel();
+  let_dependent_start();
   const int role = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (threadIdx.x == 0) block.init_barriers();
   __syncthreads();

@@ -1,6 +1,6 @@
 // Element by element: add, dropout, bias + ReLU + dropout and its backward pass, uniform random numbers.
 #include "columns.cuh"
-#include "dependent.cuh"
+#include "../dependent.cuh"
 
 namespace fa {
 namespace {

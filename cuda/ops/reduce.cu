@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "columns.cuh"
-#include "dependent.cuh"
+#include "../dependent.cuh"
 
 namespace fa {
 namespace {
@@ -166,7 +166,7 @@ ColumnGrid partial_grid(const fa_ctx *ctx, int64_t rows, int64_t n) {
 fa_status add_partials(fa_ctx *ctx, float *out, float *second, int vectors, const float *partial, int64_t count,
                        int64_t n, bool accumulate) {
   const unsigned grid = static_cast<unsigned>(ceil_div(vectors * n, 32));
-  return launch_dependent(ctx, add_partials_kernel, grid, dim3(32, 32), out, second, partial, count, n, vectors * n,
+  return launch_dependent(ctx, add_partials_kernel, grid, dim3(32, 32), 0, out, second, partial, count, n, vectors * n,
                           accumulate);
 }
 

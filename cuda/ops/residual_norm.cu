@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "columns.cuh"
-#include "dependent.cuh"
+#include "../dependent.cuh"
 
 namespace fa {
 namespace {

@@ -1,9 +1,9 @@
-// Pairs of kernels, the second of which finishes what the first began: on Hopper the second is brought to the
-// multiprocessors while the first still runs (programmatic dependent launch), so that the gap between the two goes.
-#ifndef FLASHATTN_OPS_DEPENDENT_CUH
-#define FLASHATTN_OPS_DEPENDENT_CUH
+// Kernels the second of which goes on with what the first began: on Hopper the second is brought to the multiprocessors
+// while the first still runs (programmatic dependent launch), so that the gap between the two goes.
+#ifndef FLASHATTN_DEPENDENT_CUH
+#define FLASHATTN_DEPENDENT_CUH
 
-#include "../context.cuh"
+#include "context.cuh"
 
 namespace fa {
 
@@ -23,13 +23,15 @@ __device__ __forceinline__ void wait_for_previous() {
 
 // Launches the second kernel of a pair, which must call wait_for_previous().
 template <class... Parameters, class... Arguments>
-fa_status launch_dependent(fa_ctx *ctx, void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
+fa_status launch_dependent(fa_ctx *ctx, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                           const Arguments &...arguments) {
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = ctx->stream;
   config.attrs = &attribute;
   config.numAttrs = ctx->major >= 9 ? 1 : 0;
