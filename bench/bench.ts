@@ -141,10 +141,15 @@ function sweepLine(result: SweepResult): string {
 }
 
 /** `peers`: names that bench/peers/attention.py knows, or null for all. */
-async function peerRows(options: SweepOptions, peers: readonly string[] | null): Promise<AttentionRow[]> {
-  const { B, H, D, lengths, causal, passes } = options;
-  const repetitions = Math.min(options.repetitions, 200);
-  const rows = await runPeer("attention.py", { peers, B, H, D, lengths, causal, passes, repetitions });
+async function peerRows(
+  sweeps: readonly SweepOptions[],
+  peers: readonly string[] | null,
+): Promise<AttentionRow[]> {
+  const jobs = sweeps.map(({ B, H, D, lengths, causal, passes, repetitions }) => ({
+    ...{ B, H, D, lengths, causal, passes },
+    repetitions: Math.min(repetitions, 200),
+  }));
+  const rows = await runPeer("attention.py", { peers, jobs });
   return rows.map((untyped) => {
     const row = untyped as Omit<AttentionRow, "gflops" | "max_error">;
     return { ...row, gflops: attentionFlops(row) / row.ms / 1e6, max_error: NaN };
@@ -194,8 +199,8 @@ async function runSweep(context: Context, options: Options): Promise<boolean> {
       if (isWrong(result)) wrong++;
       if (!quiet) print(sweepLine(result));
     }
-    if (options.peers === true) rows.push(...await peerRows(job, options.grid === true ? GRID_PEERS : null));
   }
+  if (options.peers === true) rows.push(...await peerRows(jobs, options.grid === true ? GRID_PEERS : null));
   const timed = rows.filter((row) => !Number.isNaN(row.ms));
   if (quiet) print(JSON.stringify(timed)); // NaN, as of the peers' errors, prints as null
   else print(`\n${sweepTables(rows)}\n`);

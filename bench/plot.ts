@@ -32,15 +32,13 @@ function points(rows: readonly Row[], x: string, y: string): [number, number][] 
     .sort(([a], [b]) => a - b);
 }
 
-/** Milliseconds and speed over the length, a panel for each pass and mask. */
+/** Milliseconds and speed over the length, a panel for each pass and mask, and each head dimension where they are several. */
 export function sweepFigure(rows: readonly Row[], title: string): string {
   const panels: Panel[] = [];
-  for (
-    const [group, members] of Map.groupBy(
-      rows,
-      (row) => `${row.pass}, ${row.causal === "true" ? "causal" : "full"}`,
-    )
-  ) {
+  const several = new Set(rows.map((row) => row.D)).size > 1;
+  const groupOf = (row: Row): string =>
+    `${row.pass}, ${row.causal === "true" ? "causal" : "full"}${several ? `, D ${row.D}` : ""}`;
+  for (const [group, members] of Map.groupBy(rows, groupOf)) {
     const series = (y: string, factor: number): Series[] =>
       [...Map.groupBy(members, (row) => row.attn ?? "")].map(([name, own]) => ({
         name,
@@ -113,7 +111,9 @@ async function main(): Promise<void> {
   for (const file of files) {
     const rows = readRows(await Deno.readTextFile(file));
     const columns = Object.keys(rows[0] ?? {});
-    if (columns.includes("pass") && columns.includes("ms")) {
+    const isSweep = columns.includes("pass") && columns.includes("ms");
+    if (isSweep && new Set(rows.map((row) => row.L)).size === 1 && !paths.includes(file)) continue; // no line
+    if (isSweep) {
       const machine = (await Deno.readTextFile(file)).match(/^# ([^,\n]*)/)?.[1] ?? "";
       await save(
         file.replace(/\.csv$/, ".svg"),

@@ -1,7 +1,7 @@
 """Peers of the sweep: PyTorch's eager attention, its FlashAttention-2 and cuDNN's, timed as bench/timing.ts does.
 
-Reads a JSON request on standard input: {"peers", "B", "H", "D", "lengths", "causal", "passes", "repetitions"}, `peers` a
-list of names below or null for all; prints one JSON row a line: {"attn", "pass", "causal", "B", "H", "L", "D", "ms", "ms_low", "ms_high", "repetitions"}. Needs torch with CUDA.
+Reads a JSON request on standard input: {"peers", "jobs"}, `peers` a list of names below or null for all, a job
+{"B", "H", "D", "lengths", "causal", "passes", "repetitions"}; prints one JSON row a line: {"attn", "pass", "causal", "B", "H", "L", "D", "ms", "ms_low", "ms_high", "repetitions"}. Needs torch with CUDA.
 """
 import json
 import math
@@ -56,32 +56,29 @@ def times(call, repetitions):
     return sorted(start.elapsed_time(end) for start, end in pairs)
 
 
-def measure(name, length, causal, which, request):
-    shape = (request["B"], length, request["H"], request["D"])
+def measure(name, length, causal, which, job):
+    shape = (job["B"], length, job["H"], job["D"])
     # Laid out as [B, L, H, D] like ours, handed over as [B, H, L, D] views.
     q, k, v, dout = (torch.randn(shape, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(4))
     attention = PEERS[name]
     if which == "forward":
         with torch.no_grad():
-            return times(lambda: attention(q, k, v, causal), request["repetitions"])
+            return times(lambda: attention(q, k, v, causal), job["repetitions"])
     for tensor in (q, k, v):
         tensor.requires_grad_(True)
     out = attention(q, k, v, causal)
-    return times(lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True), request["repetitions"])
+    return times(lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True), job["repetitions"])
 
 
-def main():
-    request = json.load(sys.stdin)
-    if not torch.cuda.is_available():
-        sys.exit("no CUDA device for PyTorch")
-    for length in request["lengths"]:
-        for causal in request["causal"]:
-            for name in request["peers"] or PEERS:
-                for which in request["passes"]:
+def rows(job, names):
+    for length in job["lengths"]:
+        for causal in job["causal"]:
+            for name in names:
+                for which in job["passes"]:
                     row = {"attn": name, "pass": which, "causal": causal, "L": length}
-                    row.update({key: request[key] for key in ("B", "H", "D", "repetitions")})
+                    row.update({key: job[key] for key in ("B", "H", "D", "repetitions")})
                     try:
-                        ms = measure(name, length, causal, which, request)
+                        ms = measure(name, length, causal, which, job)
                         pick = lambda share: ms[round(share * (len(ms) - 1))]
                         row.update(ms=pick(0.5), ms_low=pick(0.1), ms_high=pick(0.9))
                     except RuntimeError as error:
@@ -89,7 +86,16 @@ def main():
                         continue
                     finally:
                         torch.cuda.empty_cache()
-                    print(json.dumps(row), flush=True)
+                    yield row
+
+
+def main():
+    request = json.load(sys.stdin)
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device for PyTorch")
+    for job in request["jobs"]:
+        for row in rows(job, request["peers"] or PEERS):
+            print(json.dumps(row), flush=True)
 
 
 main()
