@@ -274,15 +274,16 @@ async function runKernels(context: Context, options: Options): Promise<void> {
   const sizes = context.device === "cuda" ? GPU_SIZES : CPU_SIZES;
   await report(context, options, {
     rows: [...benchKernels(context, sizes, timing)],
-    columns: ["name", "bytes", "ms", "gbps", "share"],
+    columns: ["name", "bytes", "ms", "gbps", "share", "equal_share"],
     conditions: `R=${sizes.rows} C=${sizes.C} ff=${sizes.ff} V=${sizes.V}`,
-    head: ["kernel", "MiB", "ms", "GB/s", "of copy"],
+    head: ["kernel", "MiB", "ms", "GB/s", "of copy", "of a copy as large"],
     cells: (row) => [
       row.name,
       (row.bytes / 2 ** 20).toFixed(1),
       row.ms.toPrecision(4),
       row.gbps.toFixed(0),
       `${(100 * row.share).toFixed(0)} %`,
+      `${(100 * row.equal_share).toFixed(0)} %`,
     ],
   });
 }

@@ -60,6 +60,8 @@ export interface KernelRow {
   gbps: number;
   /** Share of the copy kernel's GB/s. */
   share: number;
+  /** Share of the GB/s of a copy that moves as many bytes: what a launch costs weighs as much there. */
+  equal_share: number;
 }
 
 /** Sizes of the memory-bound kernels: a training step's. */
@@ -124,19 +126,30 @@ export function* benchKernels(
       const { ms } = stopwatch.time(call, options);
       const gbps = bytes / ms / 1e6;
       if (Number.isNaN(copySpeed)) copySpeed = gbps;
-      yield { name, bytes, ms, gbps, share: gbps / copySpeed };
+      const equal_share = copyMilliseconds(context, stopwatch, bytes, options) / ms;
+      yield { name, bytes, ms, gbps, share: gbps / copySpeed, equal_share };
     }
   }
 }
 
-function copyJobs(arena: Arena, { rows, C, ff }: KernelSizes): Job[] {
+/** Of a copy that reads and writes `bytes` in all. */
+function copyMilliseconds(
+  context: Context,
+  stopwatch: Stopwatch,
+  bytes: number,
+  options: TimingOptions,
+): number {
+  using arena = new Arena(context);
+  const from = draw(arena, [Math.ceil(bytes / 8)], "f32");
+  const to = arena.tensor(from.shape, "f32");
+  return stopwatch.time(() => copy(to, from), options).ms;
+}
+
+function copyJobs(arena: Arena, { rows, ff }: KernelSizes): Job[] {
   const [a, b, out] = [draw(arena, [rows, ff]), draw(arena, [rows, ff]), arena.tensor([rows, ff])];
-  const [narrow, narrowOut] = [draw(arena, [rows, C]), arena.tensor([rows, C])];
   return [
     { name: "copy", bytes: 2 * a.byteLength, call: () => copy(out, a) },
     { name: "add", bytes: 3 * a.byteLength, call: () => add(out, a, b) },
-    // What is left of the copy's speed where a launch weighs as much as in the embedding.
-    { name: "copy, rows x C", bytes: 2 * narrow.byteLength, call: () => copy(narrowOut, narrow) },
   ];
 }
 

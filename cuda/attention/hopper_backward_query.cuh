@@ -350,6 +350,7 @@ struct QueryConsumer {
                               head_row<T>(a.dq, block.s.q0 + from, a.dq_stride, block.h, C::D), a.dq_stride, last + 1,
                               last + 1);
       fence_async_proxy();
+      __syncwarp();
     }
     // The statistics of the tile are read by then, or by no one: they take their place when its rows are given back.
     barrier_wait(block.statistics_full(tile.slot()), tile.parity());
@@ -372,8 +373,7 @@ __global__ void __launch_bounds__(C::Threads, 1)
   if (threadIdx.x == 0) block.init_barriers();
   __syncthreads();
   if (role == C::Groups) {
-    if constexpr (C::Groups == 2) registers_shrink<56>();
-    if constexpr (C::Groups == 3) registers_shrink<56>();
+    registers_shrink<56>();
     if (threadIdx.x % 128 >= 32) {
       block.make_statistics();
     } else if (threadIdx.x % 128 == 0) {

@@ -45,13 +45,6 @@ struct ShortHead {
   __device__ __forceinline__ uint32_t lse(int set) const { return base + C::StatsOffset + set * 2 * kGroupRows * 4; }
   __device__ __forceinline__ uint32_t delta(int set) const { return lse(set) + kGroupRows * 4; }
 
-  // The sequence read again: kept through the products, it would push registers out to memory.
-  __device__ __forceinline__ Sequence again() const {
-    int same = b;
-    asm volatile("" : "+r"(same));  // so that the compiler does not see the same load
-    return find_sequence(p.a, same);
-  }
-
   __device__ __forceinline__ int first_row() const { return Tiles == 2 ? group * kGroupRows : 0; }
   __device__ __forceinline__ int query_set(int qt) const { return Tiles == 2 ? qt : group; }
   __device__ __forceinline__ void sync() const {
@@ -106,7 +99,7 @@ struct ShortHead {
   }
 
   __device__ __forceinline__ void mask(float (&x)[kGroupRows / 2], int qt) const {
-    const Sequence s = again();
+    const Sequence s = find_sequence_again(p.a, b);
     const bool causal = p.a.causal;
     if (!causal && first_row() + kGroupRows <= s.keys) return;
     int limit[2];
@@ -205,7 +198,7 @@ struct ShortHead {
       keep(dv);
       sync();  // dS^T is whole, dO done with: it carries the results out
     }
-    const Sequence s = again();
+    const Sequence s = find_sequence_again(p.a, b);
     const int existing = s.nk - first_row(), valid = s.keys - first_row();
     write_gradient<T, C::D>(dv, p.dropout.scale, stage, head_row<T>(p.a.dv, s.k0 + first_row(), p.a.dv_stride, h, C::D),
                             p.a.dv_stride, existing, valid);

@@ -62,13 +62,6 @@ struct QueryStream : BackwardTile {
     return true;
   }
 
-  // The sequence read again: kept through a walk, it would push accumulators out to memory.
-  __device__ __forceinline__ Sequence again() const {
-    int same = b;
-    asm volatile("" : "+r"(same));  // so that the compiler does not see the same load
-    return find_sequence(p.a, same);
-  }
-
   __device__ __forceinline__ void init_step_barriers() const {
     for (int i = 0; i < C::Stages; i++) {
       barrier_init(q_full(i), 1);
@@ -143,7 +136,7 @@ struct QueryStream : BackwardTile {
   __device__ __forceinline__ void write_keys(const float (&dk)[C::D / 2], const float (&dv)[C::D / 2], uint32_t k_place,
                                              uint32_t v_place, int key) const {
     const fa_attention_args &a = p.a;
-    const Sequence s = again();
+    const Sequence s = find_sequence_again(p.a, b);
     const int64_t row = static_cast<int64_t>(s.k0) + key;
     const int existing = s.nk - key, valid = s.keys - key;
     write_gradient<T, C::D>(dk, a.scale, k_place, head_row<T>(a.dk, row, a.dk_stride, h, C::D), a.dk_stride, existing,

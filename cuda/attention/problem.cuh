@@ -53,8 +53,14 @@ __device__ __forceinline__ Sequence find_sequence(const fa_attention_args &a, in
   return s;
 }
 
-// The same for b < B (and for no sequence at all, B = 0): every number is read before the first is looked at, one wait
-// rather than two.
+// The sequence read again: kept through a walk, it would push accumulators out to memory.
+__device__ __forceinline__ Sequence find_sequence_again(const fa_attention_args &a, int b) {
+  asm volatile("" : "+r"(b));  // so that the compiler does not see the same load
+  return find_sequence(a, b);
+}
+
+// The same as find_sequence for b < B (and for no sequence at all, B = 0): every number is read before the first is
+// looked at, one wait rather than two.
 __device__ __forceinline__ Sequence read_sequence(const fa_attention_args &a, int b) {
   const int next = min(b + 1, a.B);
   const int q_begin = a.cu_q[b], q_end = a.cu_q[next], k_begin = a.cu_k[b], k_end = a.cu_k[next];
