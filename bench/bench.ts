@@ -270,12 +270,12 @@ const GPU_SIZES: KernelSizes = { rows: 24_576, C: 512, ff: 2048, V: 32_000, para
 const CPU_SIZES: KernelSizes = { rows: 4096, C: 512, ff: 2048, V: 8000, parameters: 8_000_000 };
 
 async function runKernels(context: Context, options: Options): Promise<void> {
-  const timing = { repetitions: options.epochs ?? 50, boxSeconds: options.box ?? 2 };
+  const timing = { repetitions: options.epochs ?? 50, boxSeconds: options.box ?? 2, cleanCache: true };
   const sizes = context.device === "cuda" ? GPU_SIZES : CPU_SIZES;
   await report(context, options, {
     rows: [...benchKernels(context, sizes, timing)],
     columns: ["name", "bytes", "ms", "gbps", "share", "equal_share"],
-    conditions: `R=${sizes.rows} C=${sizes.C} ff=${sizes.ff} V=${sizes.V}`,
+    conditions: `R=${sizes.rows} C=${sizes.C} ff=${sizes.ff} V=${sizes.V} | cache flushed and clean, median`,
     head: ["kernel", "MiB", "ms", "GB/s", "of copy", "of a copy as large"],
     cells: (row) => [
       row.name,

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Arena, type Context, type Event, type Tensor } from "../ffi/mod.ts";
+import { Arena, type Context, type Event, gradNorm, type Tensor } from "../ffi/mod.ts";
 
 /** Times of repeated calls, in milliseconds. */
 export interface Timing {
@@ -28,6 +28,11 @@ export interface TimingOptions {
   repetitions: number;
   /** Stop after this many seconds, once three repetitions are timed; 0: never. */
   boxSeconds: number;
+  /**
+   * Leave the flushed cache clean. As it is written to flush it, as peers do too, its lines are written back while the
+   * call runs: traffic that weighs most where a call only reads.
+   */
+  cleanCache?: boolean;
 }
 
 const LEAST_REPETITIONS = 3;
@@ -48,6 +53,7 @@ export class Stopwatch implements Disposable {
   readonly #context: Context;
   readonly #arena: Arena;
   readonly #flush: Tensor;
+  readonly #norm: Tensor;
   readonly #events: [Event, Event][];
 
   /** Takes its buffer and events. */
@@ -56,6 +62,7 @@ export class Stopwatch implements Disposable {
     this.#arena = new Arena(context);
     const bytes = context.device === "cuda" ? Math.max(256 << 20, 4 * context.info().cacheBytes) : 4;
     this.#flush = this.#arena.tensor([Math.ceil(bytes / 4)], "f32");
+    this.#norm = this.#arena.zeros([2], "f32");
     const count = context.device === "cuda" ? EVENTS_AT_A_TIME : 1;
     this.#events = Array.from({ length: count }, () => [context.event(), context.event()]);
   }
@@ -73,7 +80,7 @@ export class Stopwatch implements Disposable {
     let boxed = false;
     const start = performance.now();
     while (times.length < options.repetitions && !boxed) {
-      times.push(...this.#round(call, options.repetitions - times.length));
+      times.push(...this.#round(call, options, options.repetitions - times.length));
       const elapsed = (performance.now() - start) / 1000;
       boxed = options.boxSeconds > 0 && times.length >= LEAST_REPETITIONS && elapsed >= options.boxSeconds &&
         times.length < options.repetitions;
@@ -84,10 +91,11 @@ export class Stopwatch implements Disposable {
     return { ms, low, high, total, count: times.length, boxed };
   }
 
-  #round(call: () => void, most: number): number[] {
+  #round(call: () => void, { cleanCache }: TimingOptions, most: number): number[] {
     const events = this.#events.slice(0, most);
     for (const [from, to] of events) {
       this.#flush.fill(0);
+      if (cleanCache === true) gradNorm(this.#norm, this.#flush, 1); // reads all of it
       from.record();
       call();
       to.record();
