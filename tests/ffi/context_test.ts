@@ -5,6 +5,7 @@ import {
   ATTENTION_FORMS,
   attentionForward,
   Context,
+  copy,
   copyRows,
   type DType,
   gemm,
@@ -185,6 +186,17 @@ Deno.test("kernels refuse what does not fit, with the reason", () => {
       );
     }
   }
+});
+
+Deno.test("copy() moves every byte of a large tensor, and no more", () => {
+  using context = openTestContext();
+  using arena = new Arena(context);
+  const rows = 4_300_001; // several parts of what threads or blocks share, the last one short
+  const values = Int32Array.from({ length: rows }, (_, i) => Math.imul(i, 2_654_435_761));
+  const to = arena.from(new Int32Array(rows + 2).fill(7), [rows + 2], "i32");
+  copy(to.slice(0, rows), arena.from(values, [rows], "i32"));
+  const copied = to.ints();
+  assertEquals(copied.findIndex((value, i) => value !== (values[i] ?? 7)), -1);
 });
 
 Deno.test("copyRows() skips indexes outside the tensors", () => {
