@@ -29,8 +29,8 @@ export interface TimingOptions {
   /** Stop after this many seconds, once three repetitions are timed; 0: never. */
   boxSeconds: number;
   /**
-   * Leave the flushed cache clean. As it is written to flush it, as peers do too, its lines are written back while the
-   * call runs: traffic that weighs most where a call only reads.
+   * Flush the cache by reading, which leaves it clean. After a flush by writing, which peers do too, lines are written
+   * back while the call runs: traffic that weighs most where a call only reads.
    */
   cleanCache?: boolean;
 }
@@ -61,7 +61,7 @@ export class Stopwatch implements Disposable {
     this.#context = context;
     this.#arena = new Arena(context);
     const bytes = context.device === "cuda" ? Math.max(256 << 20, 4 * context.info().cacheBytes) : 4;
-    this.#flush = this.#arena.tensor([Math.ceil(bytes / 4)], "f32");
+    this.#flush = this.#arena.zeros([Math.ceil(bytes / 4)], "f32");
     this.#norm = this.#arena.zeros([2], "f32");
     const count = context.device === "cuda" ? EVENTS_AT_A_TIME : 1;
     this.#events = Array.from({ length: count }, () => [context.event(), context.event()]);
@@ -94,8 +94,11 @@ export class Stopwatch implements Disposable {
   #round(call: () => void, { cleanCache }: TimingOptions, most: number): number[] {
     const events = this.#events.slice(0, most);
     for (const [from, to] of events) {
-      this.#flush.fill(0);
-      if (cleanCache === true) gradNorm(this.#norm, this.#flush, 1); // reads all of it
+      if (cleanCache === true) {
+        gradNorm(this.#norm, this.#flush, 1); // reads all of it
+      } else {
+        this.#flush.fill(0);
+      }
       from.record();
       call();
       to.record();

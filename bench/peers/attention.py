@@ -1,7 +1,8 @@
 """Peers of the sweep: PyTorch's eager attention, its FlashAttention-2 and cuDNN's, timed as bench/timing.ts does.
 
 Reads a JSON request on standard input: {"peers", "jobs"}, `peers` a list of names below or null for all, a job
-{"B", "H", "D", "lengths", "causal", "passes", "repetitions"}; prints one JSON row a line: {"attn", "pass", "causal", "B", "H", "L", "D", "ms", "ms_low", "ms_high", "repetitions"}. Needs torch with CUDA.
+{"B", "H", "D", "lengths", "causal", "passes", "repetitions"}; prints one JSON row a line:
+{"attn", "pass", "causal", "B", "H", "L", "D", "ms", "ms_low", "ms_high", "repetitions"}. Needs torch with CUDA.
 """
 import json
 import math

@@ -230,11 +230,7 @@ struct ForwardBlock {
 #pragma unroll
     for (int step = 0; step < key_tiles / 2; step++) {
       uint32_t a[4];
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const float *pair = &scores[2 * step + (e >> 1)][(e & 1) * 2];
-        a[e] = Half2<T>::pack(pair[0], pair[1]);
-      }
+      pack_operand<T>(a, scores, step);
 #pragma unroll
       for (int n = 0; n < d_tiles / 2; n++) {
         mma<T>(out[2 * n], a, v[step][n][0], v[step][n][1]);

@@ -16,8 +16,7 @@ namespace fa::hopper {
 constexpr int kGroupRows = 64;                          // rows of a warpgroup
 constexpr int kGroupPanelBytes = kGroupRows * kRowBytes;
 
-// ---- tiles: their order, and who takes them
-// ----------------------------------------------------------------------------
+// ---- tiles: their order, and who takes them ------------------------------------------------------------------------
 
 // Heads in groups of `head_group` (whose streamed operands stay in L2), in a group the first tile of every head first;
 // `reversed` counts tiles from the last. Under a causal mask that is the longest first.
@@ -120,23 +119,12 @@ __device__ __forceinline__ int64_t row_stats_start(const RowStats &stats, int h,
 }
 
 template <class T>
-__device__ __forceinline__ float2 unpack2(uint32_t x);
-template <>
-__device__ __forceinline__ float2 unpack2<__nv_bfloat16>(uint32_t x) {
-  return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
-}
-template <>
-__device__ __forceinline__ float2 unpack2<__half>(uint32_t x) {
-  return __half22float2(*reinterpret_cast<const __half2 *>(&x));
-}
-
-template <class T>
 __device__ __forceinline__ float dot8(const uint4 &a, const uint4 &b) {
   const uint32_t x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const float2 u = unpack2<T>(x[i]), v = unpack2<T>(y[i]);
+    const float2 u = Half2<T>::unpack(x[i]), v = Half2<T>::unpack(y[i]);
     sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
   }
   return sum;
@@ -154,13 +142,6 @@ __device__ __forceinline__ float2 load_shared_float2(uint32_t address) {
 __device__ __forceinline__ void store_shared_float(uint32_t address, float v) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
-
-// Sixteen bytes, or zeros where not `valid` (the source is not read then).
-__device__ __forceinline__ void copy16_async(uint32_t destination, const void *source, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source), "r"(valid ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void copy16_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Zeros to rows first .. rows of a tile of `Panels` panels, by one warpgroup for itself: another that does the same at
 // the same time writes the same. Ends with the warpgroup in step.
@@ -251,9 +232,9 @@ __device__ __forceinline__ void probabilities_of(int j, float (&x)[Rows / 2], ui
     x[i] = exp2_fast(fmaf(x[i], scale_log2, -row.x));
     x[i + 1] = exp2_fast(fmaf(x[i + 1], scale_log2, -row.y));
     if constexpr (WithDropout) {
-      pt[2 * j + r] = pack2<T>(kept.at(i) ? x[i] : 0.0f, kept.at(i + 1) ? x[i + 1] : 0.0f);
+      pt[2 * j + r] = Half2<T>::pack(kept.at(i) ? x[i] : 0.0f, kept.at(i + 1) ? x[i + 1] : 0.0f);
     } else {
-      pt[2 * j + r] = pack2<T>(x[i], x[i + 1]);
+      pt[2 * j + r] = Half2<T>::pack(x[i], x[i + 1]);
     }
   }
 }
@@ -273,8 +254,8 @@ __device__ __forceinline__ void differentiate_packed_of(int j, const uint32_t (&
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     const int i = 4 * j + 2 * r;
-    const float2 x = unpack2<T>(pt[2 * j + r]);
-    ds[2 * j + r] = pack2<T>(x.x * (dp[i] - row.x), x.y * (dp[i + 1] - row.y));
+    const float2 x = Half2<T>::unpack(pt[2 * j + r]);
+    ds[2 * j + r] = Half2<T>::pack(x.x * (dp[i] - row.x), x.y * (dp[i + 1] - row.y));
   }
 }
 
@@ -299,7 +280,7 @@ __device__ __forceinline__ void differentiate_at(int j, const float (&x)[Rows / 
       low = kept.at(i) ? low * dropout_scale : 0.0f;
       high = kept.at(i + 1) ? high * dropout_scale : 0.0f;
     }
-    ds[2 * j + r] = pack2<T>(x[i] * (low - row.x), x[i + 1] * (high - row.y));
+    ds[2 * j + r] = Half2<T>::pack(x[i] * (low - row.x), x[i + 1] * (high - row.y));
   }
 }
 
@@ -347,10 +328,10 @@ __device__ __forceinline__ void write_gradient(const float (&sum)[D / 2], float 
     const int row = lane % 16, chunk = i % 4 * 2 + lane / 16;
     const uint32_t address = mine + i / 4 * kGroupPanelBytes + row * kRowBytes + ((chunk ^ (row & 7)) << 4);
     const float *x = sum + 8 * i;
-    store_matrices(address, live0 ? pack2<T>(x[0] * factor, x[1] * factor) : 0u,
-                   live1 ? pack2<T>(x[2] * factor, x[3] * factor) : 0u,
-                   live0 ? pack2<T>(x[4] * factor, x[5] * factor) : 0u,
-                   live1 ? pack2<T>(x[6] * factor, x[7] * factor) : 0u);
+    store_matrices(address, live0 ? Half2<T>::pack(x[0] * factor, x[1] * factor) : 0u,
+                   live1 ? Half2<T>::pack(x[2] * factor, x[3] * factor) : 0u,
+                   live0 ? Half2<T>::pack(x[4] * factor, x[5] * factor) : 0u,
+                   live1 ? Half2<T>::pack(x[6] * factor, x[7] * factor) : 0u);
   }
   __syncwarp();
 #pragma unroll

@@ -258,7 +258,7 @@ struct QueryConsumer {
     for (int i = 0; i < C::Keys / 4; i++) {
       const float low = exp2_fast(fmaf(x[2 * i], block.p.scale_log2, -lse[i & 1]));
       const float high = exp2_fast(fmaf(x[2 * i + 1], block.p.scale_log2, -lse[i & 1]));
-      pt[i] = pack2<T>(low, high);
+      pt[i] = Half2<T>::pack(low, high);
     }
   }
 
@@ -281,8 +281,8 @@ struct QueryConsumer {
 #pragma unroll
           for (int c = 0; c < 2; c++) g[c] = dropout.keep(words[c], 4 * r + j % 4) ? g[c] * dropout.scale : 0.0f;
         }
-        const float2 x = unpack2<T>(pt[2 * j + r]);
-        ds[2 * j + r] = pack2<T>(x.x * (g[0] - delta[r]), x.y * (g[1] - delta[r]));
+        const float2 x = Half2<T>::unpack(pt[2 * j + r]);
+        ds[2 * j + r] = Half2<T>::pack(x.x * (g[0] - delta[r]), x.y * (g[1] - delta[r]));
       }
     }
   }

@@ -64,8 +64,8 @@ struct ShortHead {
       const int row = thread / 8 + i * 16;
 #pragma unroll
       for (int panel = 0; panel < C::Panels; panel++) {
-        copy16_async(to + panel * kGroupPanelBytes + row * kRowBytes + (((chunk ^ row) & 7) << 4),
-                     from + i * 16 * stride + panel * kPanelColumns, first_row() + row < rows);
+        copy_async_16(to + panel * kGroupPanelBytes + row * kRowBytes + (((chunk ^ row) & 7) << 4),
+                      from + i * 16 * stride + panel * kPanelColumns, first_row() + row < rows ? 16 : 0);
       }
     }
   }
@@ -176,7 +176,8 @@ struct ShortHead {
     load(v(group), p.a.v, p.a.v_stride, s.k0, s.keys);
     load(dout(group), p.a.dout, p.a.dout_stride, s.q0, s.nq);
     load_out(out, row_lse);
-    copy16_wait();
+    commit_async();
+    wait_async<0>();
     fence_async_proxy();
     sync();
     const Dropout dropout(p.dropout);

@@ -16,6 +16,7 @@
 #include "hopper_forward_tiles.cuh"
 #include "hopper_tensor_map.cuh"
 #include "hopper_wgmma.cuh"
+#include "rows.cuh"
 
 namespace fa::hopper {
 
@@ -355,9 +356,10 @@ struct Consumer {
       const int row = lane % 16, chunk = i % 4 * 2 + lane / 16;
       const uint32_t address = mine + i / 4 * 64 * kRowBytes + row * kRowBytes + ((chunk ^ (row & 7)) << 4);
       const float *x = o + 8 * i;
-      store_matrices(address, pack2<T>(x[0] * factor[0], x[1] * factor[0]),
-                     pack2<T>(x[2] * factor[1], x[3] * factor[1]), pack2<T>(x[4] * factor[0], x[5] * factor[0]),
-                     pack2<T>(x[6] * factor[1], x[7] * factor[1]));
+      store_matrices(address, Half2<T>::pack(x[0] * factor[0], x[1] * factor[0]),
+                     Half2<T>::pack(x[2] * factor[1], x[3] * factor[1]),
+                     Half2<T>::pack(x[4] * factor[0], x[5] * factor[0]),
+                     Half2<T>::pack(x[6] * factor[1], x[7] * factor[1]));
     }
     __syncwarp();
     T *out = head_row<T>(p.a.out, info.row + group * 64 + warp * 16, p.a.out_stride, info.h, C::D);
@@ -428,18 +430,6 @@ struct Consumer {
   }
 };
 
-// Rows of no sequence: out 0, lse -inf. All consumer threads of all blocks.
-template <class T, int D>
-__device__ __forceinline__ void clear_rows_of_no_sequence(const fa_attention_args &a, int thread, int threads) {
-  const int begin = clamp_int(a.cu_q[a.B], 0, a.rows_q), lane = thread % 32;
-  const int warp = blockIdx.x * (threads / 32) + thread / 32, warps = gridDim.x * (threads / 32);
-  for (int row = begin + warp; row < a.rows_q; row += warps) {
-    T *out = head_row<T>(a.out, row, a.out_stride, 0, D);
-    for (int i = lane; i < a.H * D / 8; i += 32) reinterpret_cast<uint4 *>(out)[i] = make_uint4(0, 0, 0, 0);
-    for (int h = lane; h < a.H; h += 32) a.lse[static_cast<int64_t>(h) * a.rows_q + row] = -INFINITY;
-  }
-}
-
 // Fetches the parameters into the constant cache, a line a warp, so that their first uses do not wait one after
 // another.
 __device__ __forceinline__ void touch_parameters(const Problem &p, const ForwardSchedule &schedule) {
@@ -487,7 +477,9 @@ __global__ void __launch_bounds__(C::Threads, 1)
     const ForwardShared<C> shared{C::Pairs == 1 ? base : base + role / C::Groups * C::PairBytes};
     Consumer<C> consumer(p, shared, group, 1 + role);
     consumer.run();
-    clear_rows_of_no_sequence<typename C::T, C::D>(p.a, threadIdx.x, C::Consumers * 128);
+    constexpr int warps = C::Consumers * 4;
+    clear_output_from<typename C::T, C::D>(p.a, clamp_int(p.a.cu_q[p.a.B], 0, p.a.rows_q),
+                                           blockIdx.x * warps + threadIdx.x / 32, gridDim.x * warps);
   }
 }
 

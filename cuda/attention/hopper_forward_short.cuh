@@ -8,8 +8,7 @@
 #include <algorithm>
 
 #include "hopper_primitives.cuh"
-#include "problem.cuh"
-#include "tensor_core.cuh"
+#include "rows.cuh"
 
 namespace fa::hopper {
 
@@ -33,14 +32,6 @@ struct ShortForwardConfig {
 struct ShortTiles {
   int q_rows, k_rows;
 };
-
-// A value of which the compiler does not know that it is x: what is derived from it is not kept in registers from
-// before, which the scores need.
-template <class X>
-__device__ __forceinline__ X fresh(X x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
 
 // base + row * stride, the stride in elements of 16 bits: one instruction, as the launch makes sure that 31 bits hold
 // it in bytes.
@@ -176,11 +167,7 @@ struct ShortForwardWarp {
 #pragma unroll
     for (int step = 0; step < tiles; step++) {
       uint32_t a[4];
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const float *pair = &scores[2 * step + (e >> 1)][(e & 1) * 2];
-        a[e] = Half2<T>::pack(pair[0], pair[1]);
-      }
+      pack_operand<T>(a, scores, step);
 #pragma unroll
       for (int n = 0; n < out_tiles / 2; n++) {
         uint32_t b[4];
@@ -348,19 +335,12 @@ struct ShortForwardBlock {
   }
 };
 
-// Rows of no sequence, shared by all blocks: out 0, lse -inf.
+// Rows of no sequence, shared by all blocks. Apart, as there seldom are any and registers are few.
 template <class T>
 __device__ __noinline__ void clear_rows_from(const fa_attention_args &a, int begin) {
-  const int lane = threadIdx.x % 32, warps = blockDim.x / 32, blocks = gridDim.x * gridDim.y * gridDim.z;
+  const int warps = blockDim.x / 32, blocks = gridDim.x * gridDim.y * gridDim.z;
   const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-#pragma unroll 1
-  for (int row = begin + block * warps + threadIdx.x / 32; row < a.rows_q; row += blocks * warps) {
-    uint4 *out = reinterpret_cast<uint4 *>(head_row<T>(a.out, row, a.out_stride, 0, a.D));
-#pragma unroll 1
-    for (int i = lane; i < a.H * a.D / 8; i += 32) out[i] = make_uint4(0, 0, 0, 0);
-#pragma unroll 1
-    for (int h = lane; h < a.H; h += 32) a.lse[static_cast<int64_t>(h) * a.rows_q + row] = -INFINITY;
-  }
+  clear_output_from<T, kShortD>(a, begin, block * warps + threadIdx.x / 32, blocks * warps);
 }
 
 // Grid: heads, parts of a head's queries, sequences.

@@ -100,7 +100,7 @@ __device__ __forceinline__ void exponentials(const float (&s)[Keys / 2], uint32_
           if (!dropout.keep(words[c], 4 * r + j % 4)) e[c] = 0.0f;
         }
       }
-      p[2 * j + r] = pack2<typename C::T>(e[0], e[1]);
+      p[2 * j + r] = Half2<typename C::T>::pack(e[0], e[1]);
     }
   }
 #pragma unroll

@@ -16,14 +16,12 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "tensor_core.cuh"
+
 namespace fa::hopper {
 
 constexpr int kPanelColumns = 64;  // 16-bit elements
 constexpr int kRowBytes = 128;     // of a panel
-
-__device__ __forceinline__ uint32_t shared_address(const void *pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 // ---- mbarriers: addresses are shared-memory addresses of 8-byte words ---------------------------------------------
 
@@ -173,27 +171,6 @@ __device__ __forceinline__ uint32_t swizzled_offset(int row, int column) {
 // Accumulators of wgmma m64nN: lane l of warp w holds rows 16 w + l / 4 (+ 8) and columns 8 j + 2 (l % 4) (+ 1), as
 // d[4 j + 2 r + c] for row half r and column parity c. Two neighbouring j, packed to 16 bits, are one A operand of k
 // 16.
-
-template <class T>
-__device__ __forceinline__ uint32_t pack2(float low, float high);
-template <>
-__device__ __forceinline__ uint32_t pack2<__nv_bfloat16>(float low, float high) {
-  uint32_t out;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-  return out;
-}
-template <>
-__device__ __forceinline__ uint32_t pack2<__half>(float low, float high) {
-  uint32_t out;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-  return out;
-}
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 __device__ __forceinline__ float log2_fast(float x) {
   float y;

@@ -158,13 +158,7 @@ struct ForwardWarp {
       if (masked && step * 16 >= limit) break;
       uint32_t a[C::slabs][4];
 #pragma unroll
-      for (int m = 0; m < C::slabs; m++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          const float *pair = &scores[m][2 * step + (e >> 1)][(e & 1) * 2];
-          a[m][e] = Half2<T>::pack(pair[0], pair[1]);
-        }
-      }
+      for (int m = 0; m < C::slabs; m++) pack_operand<T>(a[m], scores[m], step);
 #pragma unroll
       for (int n = 0; n < out_tiles / 2; n++) {
         uint32_t b[4];

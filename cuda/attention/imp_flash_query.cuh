@@ -93,11 +93,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int step = 0; step < block / 16; step++) {
       uint32_t a[4];
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const float *pair = &scores[0][2 * step + (e >> 1)][(e & 1) * 2];
-        a[e] = Half2<T>::pack(pair[0], pair[1]);
-      }
+      pack_operand<T>(a, scores[0], step);
 #pragma unroll
       for (int d = 0; d < d_tiles / 2; d++) {
         uint32_t right[4];

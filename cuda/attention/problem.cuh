@@ -53,10 +53,17 @@ __device__ __forceinline__ Sequence find_sequence(const fa_attention_args &a, in
   return s;
 }
 
+// A value of which the compiler does not know that it is x: what is derived from it is made anew, not kept in registers
+// that sums need.
+template <class X>
+__device__ __forceinline__ X fresh(X x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // The sequence read again: kept through a walk, it would push accumulators out to memory.
 __device__ __forceinline__ Sequence find_sequence_again(const fa_attention_args &a, int b) {
-  asm volatile("" : "+r"(b));  // so that the compiler does not see the same load
-  return find_sequence(a, b);
+  return find_sequence(a, fresh(b));
 }
 
 // The same as find_sequence for b < B (and for no sequence at all, B = 0): every number is read before the first is

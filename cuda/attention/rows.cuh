@@ -27,6 +27,17 @@ __device__ __forceinline__ void write_empty_rows(const Problem &p, const Sequenc
   }
 }
 
+// Rows of no sequence, those from `begin` on: out 0, lse -inf. By warps, each of which takes one of every `warps`.
+template <class T, int D>
+__device__ __forceinline__ void clear_output_from(const fa_attention_args &a, int begin, int warp, int warps) {
+  const int lane = threadIdx.x % 32;
+  for (int row = begin + warp; row < a.rows_q; row += warps) {
+    uint4 *out = reinterpret_cast<uint4 *>(head_row<T>(a.out, row, a.out_stride, 0, D));
+    for (int i = lane; i < a.H * D / 8; i += 32) out[i] = make_uint4(0, 0, 0, 0);
+    for (int h = lane; h < a.H; h += 32) a.lse[static_cast<int64_t>(h) * a.rows_q + row] = -CUDART_INF_F;
+  }
+}
+
 // Zeros to rows first .. end of a gradient, by one block.
 template <class T>
 __device__ __forceinline__ void write_zero_rows(void *base, int64_t stride, int64_t row0, int h, int D, int first,

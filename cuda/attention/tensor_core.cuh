@@ -37,6 +37,16 @@ struct Half2<__half> {
   }
 };
 
+// Sixteen columns of accumulators, tiles 2 step and 2 step + 1, as the left operand of another product.
+template <class T, int tiles>
+__device__ __forceinline__ void pack_operand(uint32_t (&a)[4], const float (&x)[tiles][4], int step) {
+#pragma unroll
+  for (int e = 0; e < 4; e++) {
+    const float *pair = &x[2 * step + (e >> 1)][(e & 1) * 2];
+    a[e] = Half2<T>::pack(pair[0], pair[1]);
+  }
+}
+
 // c [16 x 8] += a [16 x 16] b [16 x 8]. With g = lane / 4 and t = lane % 4, c holds rows g, g, g + 8, g + 8 and columns
 // 2t, 2t + 1, 2t, 2t + 1.
 template <class T>

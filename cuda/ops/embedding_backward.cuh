@@ -58,8 +58,8 @@ struct Span {
   __device__ __forceinline__ int64_t column(int g) const { return first + g * 256; }
 };
 
-// One row of a span, that of lane i: loaded, its dropout drawn, and what is kept added to the sums, or made the sums
-// where it is the first. The scale of the dropout is part of that of the table.
+// One row of a span, that of lane i: loaded, its dropout drawn, and what is kept added to the sums. The scale of the
+// dropout is part of that of the table.
 template <class T, bool Vector>
 __device__ __forceinline__ void load_span(Pack<T> (&pack)[2], const T *dout, int row, int i, int count,
                                           const Span &span, int64_t C) {
@@ -77,7 +77,7 @@ __device__ __forceinline__ void draw_span(uint4 (&random)[2], int row, int i, co
 #pragma unroll
   for (int g = 0; g < 2; g++) random[g] = draw_row_group<Vector>(dropout, r, C, span.column(g));
 }
-template <class T, bool Vector, bool First>
+template <class T, bool Vector>
 __device__ __forceinline__ void add_span(float (&sum)[2][8], const Pack<T> (&pack)[2], const uint4 (&random)[2],
                                          int row, int i, const Span &span, int64_t C, const Dropout &dropout) {
   const int64_t r = __shfl_sync(0xffffffffu, row, i);
@@ -89,7 +89,7 @@ __device__ __forceinline__ void add_span(float (&sum)[2][8], const Pack<T> (&pac
 #pragma unroll
     for (int j = 0; j < 8; j++) {
       const bool keep = Vector ? dropout.keep(random[g], j) : dropout.keep_element(element + j);
-      sum[g][j] = (First ? 0.0f : sum[g][j]) + (keep ? x[j] : 0.0f);
+      sum[g][j] += keep ? x[j] : 0.0f;
     }
   }
 }
@@ -108,7 +108,7 @@ __device__ __forceinline__ void add_rows(float (&sum)[2][8], const T *dout, int 
     for (int u = 0; u < batch; u++) draw_span<Vector>(random[u], row, i + u, span, C, dropout);
 #pragma unroll
     for (int u = 0; u < batch; u++) {
-      if (i + u < count) add_span<T, Vector, false>(sum, pack[u], random[u], row, i + u, span, C, dropout);
+      if (i + u < count) add_span<T, Vector>(sum, pack[u], random[u], row, i + u, span, C, dropout);
     }
   }
 }
@@ -270,7 +270,7 @@ __global__ __launch_bounds__(light_threads<T, Vector>) void embedding_light_kern
         uint4 random[2];
         draw_span<Vector>(random, own.row, 0, span, a.C, dropout);
         if (s > 0) load_span<T, Vector>(pack, dout, own.row, 0, own.count, span, a.C);
-        add_span<T, Vector, true>(sum, pack, random, own.row, 0, span, a.C, dropout);
+        add_span<T, Vector>(sum, pack, random, own.row, 0, span, a.C, dropout);
         add_rows<T, Vector>(sum, dout, own.row, 1, own.count, span, a.C, dropout);
       }
 #pragma unroll
