@@ -111,12 +111,12 @@ function sweepOptions(context: Context, options: Options): SweepOptions {
   };
 }
 
+const GRID = { tokens: 16_384, width: 2048 } as const; // B L and H D
+
 /** The grid of the FlashAttention papers, each length with its own batch size. */
 function gridOptions(options: SweepOptions): SweepOptions[] {
-  const tokens = 16_384;
-  const width = 2048;
   return [512, 1024, 2048, 4096, 8192, 16_384]
-    .map((L) => ({ ...options, lengths: [L], B: tokens / L, H: width / options.D }));
+    .map((L) => ({ ...options, lengths: [L], B: GRID.tokens / L, H: GRID.width / options.D }));
 }
 
 function rate(gflops: number): string {
@@ -172,10 +172,13 @@ function sweepTables(rows: readonly AttentionRow[]): string {
 }
 
 /** What was timed and how: the line under every table. */
-function signature(context: Context, options: SweepOptions): string {
+function signature(context: Context, options: SweepOptions, grid: boolean): string {
   const box = options.boxSeconds > 0 ? `, at most ${options.boxSeconds} s each but 3 at least` : "";
   const ragged = options.shortest === null ? "" : ` sequences of ${options.shortest} to L tokens |`;
-  return `B=${options.B} H=${options.H} D=${options.D} ${context.dtype} |${ragged} ${options.repetitions} repetitions${box}, ` +
+  const shape = grid
+    ? `B L = ${GRID.tokens}, H D = ${GRID.width}, D=${options.D}`
+    : `B=${options.B} H=${options.H} D=${options.D}`;
+  return `${shape} ${context.dtype} |${ragged} ${options.repetitions} repetitions${box}, ` +
     `median | events on the device, cache flushed | FLOPs = 4 B H L² D, half where causal, backward 2.5 times`;
 }
 
@@ -187,7 +190,8 @@ async function runSweep(context: Context, options: Options): Promise<boolean> {
   const jobs = options.grid === true ? gridOptions(base) : [base];
   const quiet = options.json === true;
   const machine = describeMachine(context);
-  if (!quiet) print(`${machine}\n${signature(context, base)}\n`);
+  const header = signature(context, base, options.grid === true);
+  if (!quiet) print(`${machine}\n${header}\n`);
   if (base.boxSeconds > 0 && !quiet) {
     note(`Each measurement takes ${base.boxSeconds} s at most: the whole job would take hours here`);
   }
@@ -205,7 +209,7 @@ async function runSweep(context: Context, options: Options): Promise<boolean> {
   if (quiet) print(JSON.stringify(timed)); // NaN, as of the peers' errors, prints as null
   else print(`\n${sweepTables(rows)}\n`);
   if (options.csv !== undefined) {
-    await writeCsv(options.csv, [machine, signature(context, base), commandLine()], ATTENTION_COLUMNS, timed);
+    await writeCsv(options.csv, [machine, header, commandLine()], ATTENTION_COLUMNS, timed);
   }
   if (wrong > 0) note(`error: ${wrong} of ${rows.length} results are wrong`);
   return wrong === 0;

@@ -150,6 +150,8 @@ interface Result {
 interface RunOptions {
   /** q, k, v as columns of one matrix, gradients likewise: needs as many keys as queries. */
   packed?: boolean;
+  /** Sums in a fixed order: yes by default. */
+  deterministic?: boolean;
   /** What the device is told instead of the problem's own. */
   told?: { offsetsQ?: number[]; offsetsK?: number[]; keyLengths?: number[]; maxQ?: number; maxK?: number };
 }
@@ -164,7 +166,7 @@ function run(
   form: AttentionForm,
   dtype: DType,
   problem: Problem,
-  { packed = false, told = {} }: RunOptions = {},
+  { packed = false, deterministic = true, told = {} }: RunOptions = {},
 ): Result {
   const { heads, headDim, rowsQ, rowsK } = problem;
   const width = heads * headDim;
@@ -193,7 +195,7 @@ function run(
     maxK: told.maxK ?? longest(problem.offsetsK),
     causal: problem.causal,
     scale: problem.scale,
-    deterministic: true,
+    deterministic,
     dropout: problem.dropout && {
       p: problem.dropout.p,
       site: problem.dropout.site,
@@ -495,6 +497,32 @@ Deno.test("attention: the three forms agree with each other", () => {
     }
   }
 });
+
+// Long sequences and many heads: on a GPU other kernels serve sums in any order.
+const LONG: readonly Case[] = [
+  { name: "D=64", n: [1700, 1555, 70, 0], m: [1600, 1700, 1, 9], headDim: 64, heads: 8, spareRows: 3 },
+  { name: "D=64, padded keys", n: [513, 64], m: [1600, 1600], keyLengths: [1500, 0], headDim: 64, heads: 16 },
+  { name: "D=64, dropout", n: [400, 1600], m: [1600, 1600], headDim: 64, dropout: 0.1 },
+  { name: "D=64, causal", n: [3100, 90, 3000], m: [3100, 300, 3001], headDim: 64, causal: true },
+  { name: "D=128", n: [700, 0, 650, 131], m: [650, 700, 700, 2], headDim: 128, heads: 8 },
+  { name: "D=128, causal", n: [700, 64, 801], m: [700, 640, 800], headDim: 128, heads: 4, causal: true },
+];
+
+for (const c of LONG) {
+  Deno.test(`attention: sums in any order differ by roundings alone, ${c.name}`, () => {
+    using context = openTestContext();
+    const problem = problemOf(c, main);
+    for (const form of ATTENTION_FORMS) {
+      const ordered = run(context, form, main, problem);
+      const free = run(context, form, main, problem, { deterministic: false });
+      for (const name of ["out", "lse", "dq", "dk", "dv"] as const) {
+        const error = difference(free[name], ordered[name]);
+        const limit = (main === "f32" ? 100 : 6) * unitRoundoff(main) * Math.max(largest(ordered[name]), 1);
+        assert(error <= limit, `${form}: ${name} is off by ${error}, limit ${limit}`);
+      }
+    }
+  });
+}
 
 Deno.test("attention: padding the layout changes no result", () => {
   using context = openTestContext();
