@@ -67,6 +67,17 @@ __device__ __forceinline__ void store_pack(T *p, int valid, const Pack<T> &pack)
   }
 }
 
+// The same for what the L2 cache need not keep: vectors leave it first, so that what is still wanted stays.
+template <class T, bool Vector>
+__device__ __forceinline__ void store_pack_streaming(T *p, int valid, const Pack<T> &pack) {
+  if constexpr (Vector) {
+#pragma unroll
+    for (int i = 0; i < Pack<T>::words; i++) __stcs(reinterpret_cast<uint4 *>(p) + i, pack.w[i]);
+  } else {
+    store_pack<T, false>(p, valid, pack);
+  }
+}
+
 template <class T>
 __device__ __forceinline__ Pack<T> zero_pack() {
   Pack<T> pack;

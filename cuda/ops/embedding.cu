@@ -38,7 +38,7 @@ __global__ __launch_bounds__(256) void embedding_forward_kernel(T *out, const T 
 #pragma unroll
         for (int i = 0; i < 8; i++) x[i] = x[i] * a.scale + y[i];
         drop_row_group<Vector>(dropout, r, a.C, column, x);
-        store_pack<T, Vector>(out + r * a.C + column, valid, pack_of<T>(x));
+        store_pack_streaming<T, Vector>(out + r * a.C + column, valid, pack_of<T>(x));
       });
 }
 

@@ -113,7 +113,7 @@ __device__ __forceinline__ void add_rows(float (&sum)[2][8], const T *dout, int 
   }
 }
 
-// Writes eight columns of a table row. The first to leave the L2 cache, where dout is still wanted.
+// Writes eight columns of a table row; dout is still wanted in the L2 cache.
 template <bool Vector>
 __device__ __forceinline__ void store_table(const EmbeddingBackward &a, int64_t id, int64_t column, int valid,
                                             const float (&sum)[8]) {
@@ -127,12 +127,7 @@ __device__ __forceinline__ void store_table(const EmbeddingBackward &a, int64_t 
 #pragma unroll
     for (int i = 0; i < 8; i++) x[i] = sum[i] * a.scale;
   }
-  if constexpr (Vector) {
-    __stcs(reinterpret_cast<float4 *>(at), make_float4(x[0], x[1], x[2], x[3]));
-    __stcs(reinterpret_cast<float4 *>(at) + 1, make_float4(x[4], x[5], x[6], x[7]));
-  } else {
-    store_pack<float, false>(at, valid, pack_of<float>(x));
-  }
+  store_pack_streaming<float, Vector>(at, valid, pack_of<float>(x));
 }
 
 // ---- the first kernel ----------------------------------------------------------------------------------------------

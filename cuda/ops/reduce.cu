@@ -1,8 +1,8 @@
 // Sums: columns of a matrix, a vector, the norm of a gradient. All in two stages with a fixed order, without atomics.
 #include <algorithm>
 
-#include "columns.cuh"
 #include "../dependent.cuh"
+#include "columns.cuh"
 
 namespace fa {
 namespace {
@@ -14,14 +14,14 @@ constexpr int reduce_blocks = 1024;  // at most; partial sums of a flat reductio
 
 template <class T, bool Vector>
 __global__ __launch_bounds__(256, 4) void column_sum_kernel(float *partial, const T *x, int64_t rows, int64_t n,
-                                                         int64_t stride, int chunk, bool accumulate) {
+                                                            int64_t stride, int chunk, bool accumulate) {
   __shared__ float shared[8 * 256];
   let_dependent_start();
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
   const int valid = column < n ? static_cast<int>(min(static_cast<int64_t>(8), n - column)) : 0;
   float sum[8] = {};
   if (valid > 0) {
-    constexpr int batch = sizeof(T) == 2 && Vector ? row_batch + 2 : row_batch;  // what registers allow
+    constexpr int batch = sizeof(T) == 2 && Vector ? row_batch + 1 : row_batch;  // what registers allow
     Pack<T> pack[batch];
     for_row_batches<batch>(
         rows, chunk, [&](int64_t r, int u) { pack[u] = load_pack<T, Vector>(x + r * stride + column, valid); },
@@ -36,20 +36,22 @@ __global__ __launch_bounds__(256, 4) void column_sum_kernel(float *partial, cons
   if (threadIdx.y == 0 && valid > 0) store_partial(partial, n, column, accumulate, sum);
 }
 
-// 32 columns a block, 32 threads down the partial rows.
-__global__ __launch_bounds__(1024) void add_partials_kernel(float *out, float *second, const float *partial,
-                                                            int64_t count, int64_t n, int64_t stride, bool accumulate) {
-  __shared__ float shared[32][33];
+// 32 columns a block, `Down` threads down the partial rows.
+template <int Down>
+__global__ __launch_bounds__(32 * Down) void add_partials_kernel(float *out, float *second, const float *partial,
+                                                                 int64_t count, int64_t n, int64_t stride,
+                                                                 bool accumulate) {
+  __shared__ float shared[Down][33];
   wait_for_previous();
   const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
   float sum = 0.0f;
   if (column < stride) {
     constexpr int batch = 16;  // in flight at once, the last ones too
-    for (int64_t first = threadIdx.y; first < count; first += 32 * batch) {
+    for (int64_t first = threadIdx.y; first < count; first += Down * batch) {
       float value[batch];
 #pragma unroll
       for (int u = 0; u < batch; u++) {
-        const int64_t p = first + u * 32;
+        const int64_t p = first + u * Down;
         value[u] = p < count ? partial[p * stride + column] : 0.0f;
       }
 #pragma unroll
@@ -62,7 +64,7 @@ __global__ __launch_bounds__(1024) void add_partials_kernel(float *out, float *s
   if (threadIdx.y != 0 || column >= stride || to == nullptr) return;
   to += column < n ? column : column - n;
 #pragma unroll
-  for (int y = 1; y < 32; y++) sum += shared[y][threadIdx.x];
+  for (int y = 1; y < Down; y++) sum += shared[y][threadIdx.x];
   *to = accumulate ? *to + sum : sum;
 }
 
@@ -166,8 +168,12 @@ ColumnGrid partial_grid(const fa_ctx *ctx, int64_t rows, int64_t n) {
 fa_status add_partials(fa_ctx *ctx, float *out, float *second, int vectors, const float *partial, int64_t count,
                        int64_t n, bool accumulate) {
   const unsigned grid = static_cast<unsigned>(ceil_div(vectors * n, 32));
-  return launch_dependent(ctx, add_partials_kernel, grid, dim3(32, 32), 0, out, second, partial, count, n, vectors * n,
-                          accumulate);
+  if (count <= 128) {  // few: blocks that find room beside those of the first kernel, and wait there
+    return launch_dependent(ctx, add_partials_kernel<8>, grid, dim3(32, 8), 0, out, second, partial, count, n,
+                            vectors * n, accumulate);
+  }
+  return launch_dependent(ctx, add_partials_kernel<32>, grid, dim3(32, 32), 0, out, second, partial, count, n,
+                          vectors * n, accumulate);
 }
 
 int64_t column_sum_bytes(const fa_ctx *ctx, int64_t rows, int64_t n) {
