@@ -40,7 +40,6 @@ struct Producer {
   const ForwardMaps &maps;
   const ForwardShared<C> &shared;
   const int pair;
-  const bool kv_again;  // K and V are read by several tiles
   Ring<C::QStages> q;
   Ring<C::Stages> kv;
 
@@ -57,7 +56,7 @@ struct Producer {
 #pragma unroll 1
     for (int r = 0; r < info.rows; r += 64) {
       load_rows<64, C::Panels>(shared.q(q.slot) + r / 64 * C::QGroupBytes, &maps.q, &maps.q_small, info.h * C::D,
-                               info.row + r, min(64, info.rows - r), full, kEvictFirst);
+                               info.row + r, min(64, info.rows - r), full);
     }
   }
 
@@ -69,7 +68,6 @@ struct Producer {
     load_queries(info);
     q.next();
     const int k0 = static_cast<int>(load_shared16(note + 32).x);
-    const uint64_t kv_policy = kv_again ? kEvictLast : kEvictFirst;
 #pragma unroll 1
     for (int n = info.blocks - 1; n >= 0; n--) {
       const int rows = min(C::Keys, info.keys - n * C::Keys), row = k0 + n * C::Keys;
@@ -77,11 +75,11 @@ struct Producer {
       barrier_wait(shared.k_empty(kv.slot), kv.parity ^ 1);
       barrier_arrive_expect(shared.k_full(kv.slot), bytes);
       load_rows<C::Keys, C::Panels>(shared.k(kv.slot), &maps.k, &maps.k_small, info.h * C::D, row, rows,
-                                    shared.k_full(kv.slot), kv_policy);
+                                    shared.k_full(kv.slot));
       barrier_wait(shared.v_empty(kv.slot), kv.parity ^ 1);
       barrier_arrive_expect(shared.v_full(kv.slot), bytes);
       load_rows<C::Keys, C::Panels>(shared.v(kv.slot), &maps.v, &maps.v_small, info.h * C::D, row, rows,
-                                    shared.v_full(kv.slot), kv_policy);
+                                    shared.v_full(kv.slot));
       kv.next();
     }
   }
@@ -127,12 +125,12 @@ struct Consumer {
   const ForwardShared<C> &shared;
   const int group, sync_id;  // warpgroup of the pair, its named barrier
   const int warp, lane;      // warp of the warpgroup
-  Ring<C::Stages> kv;  // of the step whose scores were started last
+  Ring<C::Stages> kv;        // of the step whose scores were started last
   float o[C::D / 2];
   SoftmaxRows rows;
   uint64_t q_descriptor;
   // of the tile at hand
-  int keys;       // that count
+  int keys;  // that count
   uint32_t info_address;
   int unmasked;   // keys that all rows of the warpgroup see
   bool idle;      // the warp's rows do not exist
@@ -164,7 +162,7 @@ struct Consumer {
     for (int i = 0; i < C::D / 16; i++) {
       const int panel = i / 4, inside = i % 4 * 32;
       product_ss<T, Keys, 0, 0>(fresh, advance(q_descriptor, panel * 64 * kRowBytes + inside),
-                                   advance(b, panel * C::TilePanelBytes + inside), i > 0);
+                                advance(b, panel * C::TilePanelBytes + inside), i > 0);
     }
     product_commit();
 #pragma unroll
@@ -322,8 +320,7 @@ struct Consumer {
   // The copy engine may write the next Q here.
   __device__ __forceinline__ void release_queries(int slot) const {
     fence_async_proxy();
-    __syncwarp();
-    release(shared.q_empty(slot));
+    barrier_arrive(shared.q_empty(slot));
   }
 
   // Normalises O and writes it, through the warp's rows of the Q tile, in whole 128-byte rows; writes lse.
@@ -374,7 +371,7 @@ struct Consumer {
     for (int i = 0; i < C::Panels * 4; i++) {
       const int row = i % 4 * 4 + lane / 8, chunk = lane % 8;
       if (warp * 16 + row < existing) {
-        *reinterpret_cast<uint4 *>(out + row * p.a.out_stride + i / 4 * kPanelColumns + chunk * 8) = x[i];
+        __stcs(reinterpret_cast<uint4 *>(out + row * p.a.out_stride + i / 4 * kPanelColumns + chunk * 8), x[i]);
       }
     }
   }
@@ -467,7 +464,7 @@ __global__ void __launch_bounds__(C::Threads, 1)
     if constexpr (C::Consumers >= 3) registers_shrink<32>();
     if (produces) {
       const ForwardShared<C> shared{base + pair * C::PairBytes};
-      Producer<C>{p, maps, shared, pair, schedule.tiles_per_head > 1}.run(schedule);
+      Producer<C>{p, maps, shared, pair}.run(schedule);
     }
   } else {
     if constexpr (C::Consumers == 2) registers_grow<232>();

@@ -250,7 +250,7 @@ struct ShortForwardWarp {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       uint4 *line = static_cast<uint4 *>(const_cast<void *>(row_address(to, row0 + row + 4 * i, p.a.out_stride)));
-      if (row + 4 * i < valid) *line = lines[i];
+      if (row + 4 * i < valid) __stcs(line, lines[i]);
     }
   }
 };

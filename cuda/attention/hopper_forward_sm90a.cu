@@ -49,7 +49,7 @@ fa_status run_narrow(fa_ctx *ctx, const fa_attention_args &args) {
   if (args.dropout > 0.0f) return run<T, 64, 3, 1, 64, 3, true>(ctx, args);
   if (is_short(args)) return run_short<T>(ctx, args);
   switch (sharing_groups(ctx, args)) {
-    case 4: return run<T, 64, 1, 4, 64, 6, false>(ctx, args);
+    case 4: return run<T, 64, 1, 4, 64, 8, false>(ctx, args);
     case 2: return run<T, 64, 2, 2, 64, 4, false>(ctx, args);
     default: return run<T, 64, 4, 1, 64, 2, false>(ctx, args);
   }

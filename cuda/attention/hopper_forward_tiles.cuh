@@ -28,12 +28,13 @@ struct ForwardConfig {
   static constexpr int TileBytes = TilePanelBytes * Panels;
   static constexpr int Barriers = 4 * Stages + 2 * QStages;
   static constexpr int KOffset = QStages * QBytes, VOffset = KOffset + Stages * TileBytes;
-  static constexpr int BarrierOffset = VOffset + Stages * TileBytes, InfoOffset = BarrierOffset + 256;
+  static constexpr int BarrierOffset = VOffset + Stages * TileBytes,
+                       InfoOffset = BarrierOffset + (Barriers + 31) / 32 * 256;
   static constexpr int NoteOffset = InfoOffset + QStages * 32;
   static constexpr int PairBytes = (NoteOffset + 32 * 48 + 1023) / 1024 * 1024;
   static constexpr int SharedBytes = Pairs * PairBytes + 1024;  // 1024: room to align
   static_assert(Pairs <= 4, "the producer warpgroup has a warp for each pair");
-  static_assert(Barriers * 8 <= 256 && Keys % 16 == 0 && D % kPanelColumns == 0);
+  static_assert(Keys % 16 == 0 && D % kPanelColumns == 0);
   static_assert(!Dropout || Keys % 32 == 0, "a dropout call serves 32 keys");
 };
 
@@ -129,16 +130,16 @@ __device__ __forceinline__ int box_bytes(int rows) {
 }
 template <int Full, int Panels>
 __device__ __forceinline__ void load_rows(uint32_t destination, const CUtensorMap *whole, const CUtensorMap *small,
-                                          int column, int row, int rows, uint32_t barrier, uint64_t policy) {
+                                          int column, int row, int rows, uint32_t barrier) {
 #pragma unroll
   for (int panel = 0; panel < Panels; panel++) {
     const uint32_t to = destination + panel * Full * kRowBytes;
     const int from = column + panel * kPanelColumns;
     if (rows > Full - kSmallBox) {
-      load_box(to, whole, from, row, barrier, policy);
+      load_box(to, whole, from, row, barrier, kEvictLast);
     } else {
 #pragma unroll 1
-      for (int r = 0; r < rows; r += kSmallBox) load_box(to + r * kRowBytes, small, from, row + r, barrier, policy);
+      for (int r = 0; r < rows; r += kSmallBox) load_box(to + r * kRowBytes, small, from, row + r, barrier, kEvictLast);
     }
   }
 }
@@ -186,7 +187,7 @@ struct ForwardShared {
     }
     for (int i = 0; i < C::QStages; i++) {
       barrier_init(q_full(i), 1);
-      barrier_init(q_empty(i), 4 * C::Groups);
+      barrier_init(q_empty(i), 128 * C::Groups);
     }
     barrier_init_fence();
   }
