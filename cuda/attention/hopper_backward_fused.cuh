@@ -1,7 +1,7 @@
 // dq, dk and dv by one walk over the queries on Hopper: five products where the query and key kernels together make
 // seven. A block owns 128 keys, as in the key kernel, and each step's dS^T also goes to shared memory, for dq = dS K,
 // which is added to a float accumulator in memory. Adds of different blocks come in no fixed order: not for the
-// deterministic mode. A kernel before makes the row statistics and the accumulator's zeros, one after converts it.
+// deterministic mode. A kernel before makes the row statistics, one after converts the accumulator.
 //
 // Here at D 64 the two warpgroups make dq of every second step each, one step late, so that neither waits for the
 // other's dS^T; four buffers hold it. At D 128: hopper_backward_fused_wide.cuh.
@@ -16,8 +16,8 @@ template <class T_, int D_, int Stages_, bool Dropout_>
 struct FusedConfig {
   using T = T_;
   static constexpr int D = D_, Groups = 2, Rows = 64, Stages = Stages_;
-  static constexpr int Buffers = D == 64 ? 4 : 2;                                        // of dS^T
-  static constexpr int DqBytes = D == 64 ? 0 : Groups * kGroupRows * kPanelColumns * 4;  // dq on its way to memory
+  static constexpr int Buffers = D == 64 ? 4 : 2;                          // of dS^T
+  static constexpr int DqBytes = Groups * kGroupRows * kPanelColumns * 4;  // of dq on its way to memory
   static constexpr bool Dropout = Dropout_;
   static constexpr int Panels = D / kPanelColumns;
   static constexpr int Keys = kGroupRows * Groups;
@@ -29,7 +29,7 @@ struct FusedConfig {
   static constexpr int DoutOffset = QOffset + Stages * TileBytes, DsOffset = DoutOffset + Stages * TileBytes;
   static constexpr int DqOffset = DsOffset + Buffers * Groups * kGroupPanelBytes, StatsOffset = DqOffset + DqBytes;
   static constexpr int BarrierOffset = StatsOffset + 2 * Stages * StatsBytes;
-  static constexpr int InfoOffset = BarrierOffset + 192;
+  static constexpr int InfoOffset = BarrierOffset + 208;
   static constexpr int SharedBytes = InfoOffset + BackwardTile::kBytes + 1024;  // 1024: room to align
 };
 
@@ -43,7 +43,9 @@ inline int64_t fused_accumulator_bytes(const fa_attention_args &a) {
 
 struct DqSum {
   float *data;
-  int64_t tiles;  // of a head
+  int64_t tiles;     // of a head
+  int lag;           // heads between the one a block walks and the one for which it writes zeros
+  uint32_t *zeroed;  // [B H]: blocks that have written theirs
 };
 
 template <int D>
@@ -51,9 +53,54 @@ __device__ __forceinline__ float *dq_sum_tile(const DqSum &sum, int h, int q0, i
   return sum.data + (h * sum.tiles + q0 / kGroupRows + b + tile) * kGroupRows * D;
 }
 
+// ---- tiles that several blocks share -------------------------------------------------------------------------------
+// Tiles take about the same time where there is no causal mask, so that a few over the multiprocessors' number would
+// keep those few busy alone. Each of them is walked in parts, whose dk and dv add up in memory; the part that comes
+// last takes the sum.
+
+struct SplitTiles {
+  int first, parts;   // tiles before `first` are whole
+  float *sums;        // [tiles, warp, dk or dv, 16 x D floats in fragment order]
+  uint32_t *arrived;  // [tiles, warp]: parts that have added theirs
+
+  // Of a tile with so many steps.
+  __host__ __device__ __forceinline__ int parts_of(int steps) const { return max(1, min(parts, steps)); }
+};
+
+constexpr int kLeastPart = 4;  // steps: a block needs about as long to start and to end
+
+// Memory of a call beside the row statistics: the accumulator of dq, then words that are zeros before the main kernel.
+struct FusedMemory {
+  DqSum sum;
+  SplitTiles split;
+  uint32_t *words;
+  int64_t count, bytes;
+};
+
+template <class C>
+FusedMemory find_fused_memory(const fa_ctx *ctx, const fa_attention_args &a, char *memory) {
+  const int64_t tiles_per_head = ceil_div(a.max_k, C::Keys), tiles = tiles_per_head * heads_of(a);
+  const int64_t over = tiles % ctx->sm_count, steps = ceil_div(a.max_q, C::Rows);
+  const bool even = !a.causal && over > 0;
+  const int64_t parts = even ? std::max<int64_t>(1, std::min(ctx->sm_count / over, steps / kLeastPart)) : 1;
+  const int64_t split_tiles = parts > 1 ? over : 0, floats = split_tiles * C::Keys * C::D * 2;
+  FusedMemory m;
+  m.words = reinterpret_cast<uint32_t *>(memory + fused_accumulator_bytes(a));
+  uint32_t *const arrived = m.words + floats, *const zeroed = arrived + split_tiles * C::Groups * 4;
+  m.count = floats + split_tiles * C::Groups * 4 + heads_of(a);
+  m.bytes = fused_accumulator_bytes(a) + m.count * 4;
+  m.split = SplitTiles{static_cast<int>(tiles - split_tiles), static_cast<int>(parts),
+                       reinterpret_cast<float *>(m.words), arrived};
+  const int64_t group = make_backward_schedule(ctx, a, tiles_per_head, a.max_q, false, nullptr).head_group;
+  const int64_t groups = 1 + ceil_div(ctx->sm_count + ctx->sm_count / 8, std::max<int64_t>(1, group * tiles_per_head));
+  m.sum = DqSum{reinterpret_cast<float *>(memory), accumulator_tiles(a),
+                static_cast<int>(std::min<int64_t>(group * groups, heads_of(a))), zeroed};
+  return m;
+}
+
 // ---- main kernel ---------------------------------------------------------------------------------------------------
 
-// A block has one tile of keys.
+// A block has one tile of keys or a part of one.
 template <class C>
 struct FusedBlock : QueryStream<C> {
   using QueryStream<C>::QueryStream;
@@ -63,10 +110,18 @@ struct FusedBlock : QueryStream<C> {
   __device__ __forceinline__ uint32_t v(int group) const { return k(group) + C::VOffset; }
   __device__ __forceinline__ uint32_t k_full() const { return Stream::barrier_after(0); }
 
-  // The block's tile, found by one thread; the others read it. b < 0: there is none.
-  __device__ __forceinline__ void find(const BackwardSchedule &schedule) {
-    const HeadTile tile = find_head_tile(schedule, blockIdx.x);
+  // The block's tile, or its part of one, found by one thread; the others read it. b < 0: there is none.
+  __device__ __forceinline__ void find(const BackwardSchedule &schedule, const SplitTiles &split) {
+    const int rest = static_cast<int>(blockIdx.x) - split.first, of_split = rest / split.parts;
+    const int part = rest < 0 ? 0 : rest - of_split * split.parts;
+    const HeadTile tile = find_head_tile(schedule, rest < 0 ? blockIdx.x : split.first + of_split);
     if (tile.head >= schedule.heads || !Stream::find(tile)) Stream::b = -1;
+    if (rest >= 0) {
+      const int steps = Stream::end - Stream::begin, parts = split.parts_of(steps);
+      if (part >= parts) Stream::b = -1;
+      Stream::end = Stream::begin + steps * (part + 1) / parts;
+      Stream::begin += steps * part / parts;
+    }
     Stream::store(Stream::base + C::InfoOffset);
   }
   __device__ __forceinline__ bool read() {
@@ -84,7 +139,7 @@ struct FusedBlock : QueryStream<C> {
   __device__ __forceinline__ void produce() {
     if (Stream::begin >= Stream::end) return;
     Stream::load_keys(k(0), C::VOffset, k_full());
-    read();  // again: few registers
+    read();               // again: few registers
     wait_for_previous();  // the statistics
     Stream::load_steps(PackedRing<C::Stages>());
   }
@@ -96,16 +151,20 @@ struct FusedWarpgroup {
   using T = typename C::T;
   static constexpr int kDqColumns = kPanelColumns;  // of dq that a warpgroup makes at a time: a panel
   const FusedBlock<C> &block;
-  const DqSum &sum;
+  const SplitTiles &split;
   const int group, warp, lane;
   int slot = 0;
   uint32_t parity = 0;
-  int key;         // first key of the warpgroup in the sequence
-  int limit[2];    // the thread's rows see queries from here on
-  bool tail;       // some keys of the warpgroup do not count
+  int key;       // first key of the warpgroup in the sequence
+  int limit[2];  // the thread's rows see queries from here on
+  bool tail;     // some keys of the warpgroup do not count
 
-  __device__ __forceinline__ FusedWarpgroup(const FusedBlock<C> &block, const DqSum &sum, int group)
-      : block(block), sum(sum), group(group), warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32),
+  __device__ __forceinline__ FusedWarpgroup(const FusedBlock<C> &block, const SplitTiles &split, int group)
+      : block(block),
+        split(split),
+        group(group),
+        warp(threadIdx.x / 32 % 4),
+        lane(threadIdx.x % 32),
         key(block.first + group * kGroupRows) {
     tail = key + kGroupRows > block.s.keys;
 #pragma unroll
@@ -115,8 +174,69 @@ struct FusedWarpgroup {
     }
   }
 
+  // ---- dS^T: a ring of C::Buffers, from both warpgroups to those that make dq of it ----
   __device__ __forceinline__ uint32_t ds(int buffer, int of_group) const {
     return block.base + C::DsOffset + (buffer * C::Groups + of_group) * kGroupPanelBytes;
+  }
+  __device__ __forceinline__ static uint32_t ds_full(const FusedBlock<C> &block, int buffer) {
+    return block.barrier_after(1 + buffer);
+  }
+  __device__ __forceinline__ static uint32_t ds_empty(const FusedBlock<C> &block, int buffer) {
+    return ds_full(block, C::Buffers + buffer);
+  }
+  // Buffer of a step's dS^T, and the parity of its barriers: of its first use, 0 and 0.
+  __device__ __forceinline__ int buffer(int n) const { return (n - block.begin) % C::Buffers; }
+  __device__ __forceinline__ uint32_t use(int n) const { return (n - block.begin) / C::Buffers % 2; }
+
+  // ---- dq: from a warpgroup through shared memory to the accumulator ----
+  // Adding from registers would keep them from other use until the last add is issued.
+  static constexpr uint32_t kDqBytes = kGroupRows * kDqColumns * 4;
+  __device__ __forceinline__ static uint32_t dq_stage(const FusedBlock<C> &block, int group) {
+    return block.base + C::DqOffset + group * kDqBytes;
+  }
+  __device__ __forceinline__ static uint32_t dq_full(const FusedBlock<C> &block, int group) {
+    return ds_full(block, 2 * C::Buffers + group);
+  }
+  __device__ __forceinline__ static uint32_t dq_empty(const FusedBlock<C> &block, int group) {
+    return dq_full(block, C::Groups + group);
+  }
+
+  static_assert((3 * C::Stages + 1 + 2 * C::Buffers + 2 * C::Groups) * 8 <= 208);
+  // `readers`: warpgroups that read a buffer of dS^T.
+  __device__ __forceinline__ static void init_barriers(const FusedBlock<C> &block, int readers) {
+    for (int i = 0; i < C::Buffers; i++) {
+      barrier_init(ds_full(block, i), 128 * C::Groups);
+      barrier_init(ds_empty(block, i), 128 * readers);
+    }
+    for (int g = 0; g < C::Groups; g++) {
+      barrier_init(dq_full(block, g), 128);
+      barrier_init(dq_empty(block, g), 1);
+    }
+  }
+
+  // A thread of the producer's warpgroup adds what a consumer warpgroup hands over: dq of every `Every`-th step from
+  // `from` on.
+  template <int Every>
+  __device__ __forceinline__ static void add_steps(const FusedBlock<C> &block, int group, int from, float *target) {
+    uint32_t parity = 0;
+    for (int n = from; n < block.end; n += Every, parity ^= 1, target += Every * kGroupRows * C::D) {
+      barrier_wait(dq_full(block, group), parity);
+      reduce_add_bulk(target, dq_stage(block, group), kDqBytes);
+      store_commit();
+      store_wait_read<0>();
+      barrier_arrive(dq_empty(block, group));
+    }
+  }
+
+  // The `nth` dq of the warpgroup to where add_steps() finds it. Fence after it, then hand over.
+  __device__ __forceinline__ void store_dq(const float (&dq)[kDqColumns / 2], int nth) const {
+    const uint32_t mine = dq_stage(block, group) + warp * (kDqBytes / 4) + lane * 16;
+    barrier_wait(dq_empty(block, group), (nth + 1) % 2);
+#pragma unroll
+    for (int j = 0; j < kDqColumns / 8; j++) {
+      store_shared16(mine + j * 512, make_uint4(__float_as_uint(dq[4 * j]), __float_as_uint(dq[4 * j + 1]),
+                                                __float_as_uint(dq[4 * j + 2]), __float_as_uint(dq[4 * j + 3])));
+    }
   }
 
   // -inf to the scores of step n that do not count.
@@ -170,7 +290,40 @@ struct FusedWarpgroup {
     named_sync(both, 256);
     walk(dk, dv);
     named_sync(both, 256);  // both are done with K and V
-    block.write_keys(dk, dv, block.k(group), block.v(group), key);
+    if (static_cast<int>(blockIdx.x) < split.first || complete(dk, dv)) {
+      block.write_keys(dk, dv, block.base + C::InfoOffset, block.k(group), block.v(group), key);
+    }
+  }
+
+  // Of a tile in parts: adds the part's dk and dv to the tile's; the warp that comes last gets the sums, and true.
+  __device__ __forceinline__ bool complete(float (&dk)[C::D / 2], float (&dv)[C::D / 2]) const {
+    const int tile = (blockIdx.x - split.first) / split.parts;
+    const int steps = (block.s.nq + C::Rows - 1) / C::Rows;
+    float *at = split.sums + static_cast<int64_t>((tile * C::Groups + group) * 4 + warp) * (32 * C::D) + lane * 4;
+#pragma unroll
+    for (int j = 0; j < C::D / 8; j++) {
+      add_float4(at + j * 128, dk[4 * j], dk[4 * j + 1], dk[4 * j + 2], dk[4 * j + 3]);
+      add_float4(at + (C::D / 8 + j) * 128, dv[4 * j], dv[4 * j + 1], dv[4 * j + 2], dv[4 * j + 3]);
+    }
+    __threadfence();
+    __syncwarp();
+    uint32_t before = 0;
+    if (lane == 0) before = atomicAdd(split.arrived + (tile * C::Groups + group) * 4 + warp, 1u);
+    if (__shfl_sync(0xffffffffu, before, 0) + 1 < static_cast<uint32_t>(split.parts_of(steps))) return false;
+    __threadfence();
+#pragma unroll
+    for (int j = 0; j < C::D / 8; j++) {
+      const float4 x = __ldcg(reinterpret_cast<const float4 *>(at + j * 128));
+      const float4 y = __ldcg(reinterpret_cast<const float4 *>(at + (C::D / 8 + j) * 128));
+      dk[4 * j] = x.x, dk[4 * j + 1] = x.y, dk[4 * j + 2] = x.z, dk[4 * j + 3] = x.w;
+      dv[4 * j] = y.x, dv[4 * j + 1] = y.y, dv[4 * j + 2] = y.z, dv[4 * j + 3] = y.w;
+    }
+    return true;
+  }
+
+  __device__ __forceinline__ static void add_float4(float *at, float x, float y, float z, float w) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(at), "f"(x), "f"(y), "f"(z), "f"(w)
+                 : "memory");
   }
 };
 
@@ -181,21 +334,29 @@ enum class DqTurn { kAdd, kStart };
 template <class C>
 struct FusedConsumer : FusedWarpgroup<C> {
   using Base = FusedWarpgroup<C>;
-  using Base::block, Base::sum, Base::group, Base::warp, Base::lane;
-  using Base::slot, Base::parity, Base::key, Base::kDqColumns;
+  using Base::block, Base::group, Base::lane, Base::slot, Base::parity, Base::key, Base::kDqColumns;
+  using Base::buffer, Base::use, Base::ds_full, Base::ds_empty, Base::dq_full;
   using typename Base::T;
-  // Named barriers: 1, 2 of a warpgroup, then full and empty of the buffers, then of both warpgroups.
-  static constexpr int kFull = 3, kEmpty = kFull + C::Buffers, kBoth = kEmpty + C::Buffers;
-  static_assert(C::D == kPanelColumns && kBoth < 16);
+  static constexpr int kBoth = 3;  // named barriers: 1, 2 of a warpgroup, then of both
+  static_assert(C::D == kPanelColumns);
   using Base::Base;
 
-  __device__ __forceinline__ static void init_barriers(const FusedBlock<C> &) {}
-  __device__ __forceinline__ static void help(const FusedBlock<C> &, const DqSum &) {}
-  __device__ __forceinline__ int buffer(int n) const { return (n - block.begin + C::Buffers) % C::Buffers; }
+  __device__ __forceinline__ static void init_barriers(const FusedBlock<C> &block) { Base::init_barriers(block, 1); }
 
+  __device__ __forceinline__ static void add_dq(const FusedBlock<C> &block, const DqSum &sum, int group) {
+    const int from = block.begin + group;
+    Base::template add_steps<C::Groups>(block, group, from, dq_sum_tile<C::D>(sum, block.h, block.s.q0, block.b, from));
+  }
+
+  // dq of step n; of whatever lies there before the first.
   __device__ __forceinline__ void start_dq(float (&dq)[C::D / 2], int n) const {
-    if (n >= block.begin) named_sync(kFull + buffer(n), 256);
-    this->start_dq_product(dq, buffer(n), 0);
+    if (n >= block.begin) barrier_wait(ds_full(block, buffer(n)), use(n));
+    this->start_dq_product(dq, buffer(n + C::Buffers), 0);
+  }
+
+  // dq of step n, which is made: its dS^T is free for the other warpgroup's next but three.
+  __device__ __forceinline__ void store_dq(const float (&dq)[kDqColumns / 2], int n) const {
+    Base::store_dq(dq, (n - block.begin) / 2);
   }
 
   // On entry the scores of step n are in x; in flight, on return too: dk += dS^T Q of a step and perhaps dq of the one
@@ -232,7 +393,7 @@ struct FusedConsumer : FusedWarpgroup<C> {
     }
     if constexpr (Turn == DqTurn::kAdd) {
       keep(dq);
-      if (n - 2 >= block.begin && n + 2 < block.end) named_arrive(kEmpty + buffer(n - 2), 256);
+      if (n - 2 >= block.begin) barrier_arrive(ds_empty(block, buffer(n - 2)));
     }
 #pragma unroll
     for (int j = 0; j < C::Rows / 8; j++) {
@@ -245,13 +406,15 @@ struct FusedConsumer : FusedWarpgroup<C> {
     start_sum_product<T, C::D, C::Rows>(dk, dst, block.q(here));
     if constexpr (Turn == DqTurn::kAdd) {
       this->store_ds(dst, buffer(n));
+      if (n - 2 >= block.begin) store_dq(dq, n - 2);
       fence_async_proxy();
-      if (n - 2 >= block.begin) this->add_dq(dq, n - 2);
+      barrier_arrive(ds_full(block, buffer(n)));
+      if (n - 2 >= block.begin) barrier_arrive(dq_full(block, group));
     } else {
-      if (n - block.begin >= C::Buffers) named_sync(kEmpty + buffer(n), 256);
+      barrier_wait(ds_empty(block, buffer(n)), use(n) ^ 1);
       this->store_ds(dst, buffer(n));
       fence_async_proxy();
-      named_arrive(kFull + buffer(n), 256);
+      barrier_arrive(ds_full(block, buffer(n)));
       start_dq(dq, n - 1);
     }
     if constexpr (HasNext) {
@@ -272,17 +435,10 @@ struct FusedConsumer : FusedWarpgroup<C> {
   __device__ __forceinline__ void finish_dq(float (&dq)[C::D / 2], int n) const {
     product_wait<0>();
     keep(dq);
-    if (n >= block.begin) this->add_dq(dq, n);
-  }
-
-  __device__ __forceinline__ void add_dq(const float (&dq)[kDqColumns / 2], int n) const {
-    float *tile = dq_sum_tile<C::D>(sum, block.h, block.s.q0, block.b, n) + warp * 16 * C::D + lane * 4;
-#pragma unroll
-    for (int j = 0; j < kDqColumns / 8; j++) {
-      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(tile + j * 128), "f"(dq[4 * j]),
-                   "f"(dq[4 * j + 1]), "f"(dq[4 * j + 2]), "f"(dq[4 * j + 3])
-                   : "memory");
-    }
+    if (n < block.begin) return;
+    store_dq(dq, n);
+    fence_async_proxy();
+    barrier_arrive(dq_full(block, group));
   }
 
   template <int Group>
@@ -326,10 +482,43 @@ struct FusedConsumer : FusedWarpgroup<C> {
   }
 };
 
+// The accumulator's zeros: for the first heads by the kernel before; for each other by the blocks of a head that all
+// come before any of its own, so that zeros and sums meet in L2.
+template <int D>
+__device__ __forceinline__ void zero_ahead(const Problem &p, const BackwardSchedule &schedule, const SplitTiles &split,
+                                           const DqSum &sum) {
+  const HeadTile at = find_head_tile(schedule, blockIdx.x);
+  const int head = at.head + sum.lag, lane = threadIdx.x % 32;
+  if (static_cast<int>(blockIdx.x) >= split.first || head >= schedule.heads) return;
+  wait_for_previous();
+  const int b = head / p.a.H, h = head - b * p.a.H;
+  const Sequence s = read_sequence(p.a, b);
+  for (int tile = at.tile; tile * kGroupRows < s.nq; tile += schedule.tiles_per_head) {
+    float4 *to = reinterpret_cast<float4 *>(dq_sum_tile<D>(sum, h, s.q0, b, tile)) + lane;
+#pragma unroll 4
+    for (int i = 0; i < kGroupRows * D / 128; i++) to[i * 32] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+  __threadfence();
+  __syncwarp();
+  if (lane == 0) atomicAdd(sum.zeroed + head, 1u);
+}
+
+// One thread, before it adds to the head.
+__device__ __forceinline__ void await_zeros(const DqSum &sum, int head, int blocks) {
+  wait_for_previous();
+  if (head < sum.lag) return;
+  uint32_t zeroed;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(zeroed) : "l"(sum.zeroed + head) : "memory");
+  } while (zeroed < static_cast<uint32_t>(blocks));
+  asm volatile("fence.proxy.async;" ::: "memory");
+}
+
 template <class C, class Consumer>
 __global__ void __launch_bounds__(C::Threads, 1)
     hopper_backward_fused_kernel(const __grid_constant__ Problem p, const __grid_constant__ KeyMaps maps,
-                                 const BackwardSchedule schedule, const RowStats stats, const DqSum sum) {
+                                 const BackwardSchedule schedule, const RowStats stats, const DqSum sum,
+                                 const SplitTiles split) {
   extern __shared__ char dynamic_shared[];
   FusedBlock<C> block(p, maps, stats, (shared_address(dynamic_shared) + 1023) & ~1023u);
   let_dependent_start();
@@ -337,20 +526,25 @@ __global__ void __launch_bounds__(C::Threads, 1)
   if (threadIdx.x == 0) {
     Consumer::init_barriers(block);
     block.init_barriers();
-    block.find(schedule);
   }
+  if (threadIdx.x == C::Groups * 128) block.find(schedule, split);
   __syncthreads();
   if (role == C::Groups) {
     registers_shrink<24>();
     const bool exists = block.read();
     if (threadIdx.x == C::Groups * 128 && exists) block.produce();
-    if (threadIdx.x >= C::Groups * 128 + 32 && exists) Consumer::help(block, sum);
+    const int helper = threadIdx.x / 32 - C::Groups * 4 - 1;
+    if (helper >= 0 && helper < C::Groups && threadIdx.x % 32 == 0 && exists && block.begin < block.end) {
+      await_zeros(sum, block.b * p.a.H + block.h, schedule.tiles_per_head);
+      Consumer::add_dq(block, sum, helper);
+    }
+    if (helper == C::Groups) zero_ahead<C::D>(p, schedule, split, sum);
   } else {
     registers_grow<240>();
     const bool exists = block.read();
     wait_for_previous();  // the accumulator's zeros
     if (exists && block.begin < block.end) {
-      Consumer(block, sum, role).run();
+      Consumer(block, split, role).run();
     } else if (exists) {
       block.write_zeros(block.first + role * kGroupRows);
     }
@@ -364,17 +558,18 @@ __global__ void __launch_bounds__(C::Threads, 1)
 
 constexpr int kPrepareRows = 128;
 
-// Row statistics and the accumulator's zeros; a block takes 128 rows of a head.
+// Row statistics, and zeros where the walk adds; a block takes 128 rows of a head.
 template <class T, int D>
 __global__ void __launch_bounds__(256)
-    hopper_backward_prepare_kernel(const __grid_constant__ Problem p, const RowStats stats, const DqSum sum,
+    hopper_backward_prepare_kernel(const __grid_constant__ Problem p, const RowStats stats, const FusedMemory m,
                                    int tiles) {
   constexpr int lanes = D / 8, rows_at_once = 256 / lanes;
   let_dependent_start();
+  for (int64_t i = blockIdx.x * 256 + threadIdx.x; i < m.count; i += gridDim.x * 256) m.words[i] = 0;
   const int head = blockIdx.x / tiles, tile = blockIdx.x - head * tiles;
   const int b = head / p.a.H, h = head - b * p.a.H;
   if (b >= p.a.B) return;
-  const Sequence s = find_sequence(p.a, b);
+  const Sequence s = read_sequence(p.a, b);
   const int first = tile * kPrepareRows;
   if (first >= s.nq) return;
   const int64_t at = row_stats_start(stats, h, s.q0, b);
@@ -400,7 +595,8 @@ __global__ void __launch_bounds__(256)
     stats.lse[at + s.nq + threadIdx.x] = INFINITY;
     stats.delta[at + s.nq + threadIdx.x] = 0.0f;
   }
-  float4 *zeros = reinterpret_cast<float4 *>(dq_sum_tile<D>(sum, h, s.q0, b, first / kGroupRows));
+  if (head >= m.sum.lag) return;
+  float4 *zeros = reinterpret_cast<float4 *>(dq_sum_tile<D>(m.sum, h, s.q0, b, first / kGroupRows));
   const int rows = min(kPrepareRows, (s.nq - first + kGroupRows - 1) / kGroupRows * kGroupRows);
   for (int i = threadIdx.x; i < rows * D / 4; i += 256) zeros[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
@@ -417,7 +613,7 @@ __global__ void __launch_bounds__(128)
   clear_rows_past<T>(p.a.dq, p.a.dq_stride, clamp_int(p.a.cu_q[p.a.B], 0, p.a.rows_q), p.a.rows_q, p.a.H * D,
                      threadIdx.x, 128);
   if (head < 0) return;
-  const Sequence s = find_sequence(p.a, b);
+  const Sequence s = read_sequence(p.a, b);
   const int first = tile * kGroupRows;
   if (first >= s.nq) return;
   const float4 *from = reinterpret_cast<const float4 *>(dq_sum_tile<D>(sum, h, s.q0, b, tile)) +
@@ -433,8 +629,9 @@ __global__ void __launch_bounds__(128)
                        p.a.dq_stride, s.nq - first, s.nq - first);
 }
 
-inline int64_t fused_workspace_bytes(const fa_attention_args &a) {
-  return row_stats_bytes(a) + fused_accumulator_bytes(a);
+template <class C>
+int64_t fused_workspace_bytes(const fa_ctx *ctx, const fa_attention_args &a) {
+  return row_stats_bytes(a) + find_fused_memory<C>(ctx, a, nullptr).bytes;
 }
 
 template <class C, class Consumer = FusedConsumer<C>>
@@ -442,14 +639,14 @@ fa_status launch_backward_fused(fa_ctx *ctx, const Problem &p, const RowStats &s
   using T = typename C::T;
   const fa_attention_args &a = p.a;
   char *const workspace = reinterpret_cast<char *>(stats.lse);
-  const DqSum sum{reinterpret_cast<float *>(workspace + row_stats_bytes(a)), accumulator_tiles(a)};
   const int64_t prepare_tiles = ceil_div(a.max_q, kPrepareRows), convert_tiles = ceil_div(a.max_q, kGroupRows);
   const int64_t tiles = ceil_div(a.max_k, C::Keys);
   FA_TRY(check_grid(ctx, std::max(tiles, convert_tiles) * heads_of(a)));
+  const FusedMemory m = find_fused_memory<C>(ctx, a, workspace + row_stats_bytes(a));
   if (prepare_tiles * heads_of(a) > 0) {
     const unsigned blocks = static_cast<unsigned>(prepare_tiles * heads_of(a));
     hopper_backward_prepare_kernel<T, C::D>
-        <<<blocks, 256, 0, ctx->stream>>>(p, stats, sum, static_cast<int>(prepare_tiles));
+        <<<blocks, 256, 0, ctx->stream>>>(p, stats, m, static_cast<int>(prepare_tiles));
     FA_TRY(FA_LAUNCHED(ctx, "Hopper attention backward, preparation"));
   }
   if (a.rows_k > 0) {
@@ -457,13 +654,14 @@ fa_status launch_backward_fused(fa_ctx *ctx, const Problem &p, const RowStats &s
     FA_TRY(make_key_maps<C>(ctx, a, &maps));
     auto kernel = hopper_backward_fused_kernel<C, Consumer>;
     FA_TRY(allow_shared(ctx, kernel, C::SharedBytes));
-    FA_TRY(launch_dependent(ctx, kernel, std::max<int64_t>(1, tiles * heads_of(a)), C::Threads, C::SharedBytes, p,
-                              maps, make_backward_schedule(ctx, a, tiles, a.max_q, false, nullptr), stats, sum));
+    const int64_t blocks = m.split.first + (tiles * heads_of(a) - m.split.first) * m.split.parts;
+    FA_TRY(launch_dependent(ctx, kernel, std::max<int64_t>(1, blocks), C::Threads, C::SharedBytes, p, maps,
+                            make_backward_schedule(ctx, a, tiles, a.max_q, false, nullptr), stats, m.sum, m.split));
   }
   if (a.rows_q == 0) return FA_OK;
   const int64_t convert = std::max<int64_t>(1, convert_tiles * heads_of(a));
-  return launch_dependent(ctx, hopper_backward_convert_kernel<T, C::D>, convert, 128, 0, p, sum,
-                            static_cast<int>(std::max<int64_t>(1, convert_tiles)));
+  return launch_dependent(ctx, hopper_backward_convert_kernel<T, C::D>, convert, 128, 0, p, m.sum,
+                          static_cast<int>(std::max<int64_t>(1, convert_tiles)));
 }
 
 }  // namespace fa::hopper

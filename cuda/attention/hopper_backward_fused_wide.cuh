@@ -17,6 +17,7 @@ template <class C>
 struct WideConsumer : FusedWarpgroup<C> {
   using Base = FusedWarpgroup<C>;
   using Base::block, Base::group, Base::lane, Base::slot, Base::parity, Base::key, Base::kDqColumns;
+  using Base::buffer, Base::use, Base::ds_full, Base::ds_empty, Base::dq_full, Base::store_dq;
   using typename Base::T;
   // Column groups whose delta is loaded before dP is waited for: as many as registers allow.
   static constexpr int kEarly = std::is_same_v<T, __nv_bfloat16> ? 4 : 2;
@@ -25,69 +26,19 @@ struct WideConsumer : FusedWarpgroup<C> {
   static_assert(!C::Dropout, "dS is made of P as it was packed");
   using Base::Base;
 
-  __device__ __forceinline__ static uint32_t ds_full(const FusedBlock<C> &block, int buffer) {
-    return block.barrier_after(1 + buffer);
-  }
-  __device__ __forceinline__ static uint32_t ds_empty(const FusedBlock<C> &block, int buffer) {
-    return ds_full(block, C::Buffers + buffer);
-  }
-  __device__ __forceinline__ static uint32_t dq_full(const FusedBlock<C> &block, int group) {
-    return ds_full(block, 2 * C::Buffers + group);
-  }
-  __device__ __forceinline__ static uint32_t dq_empty(const FusedBlock<C> &block, int group) {
-    return ds_full(block, 2 * C::Buffers + C::Groups + group);
-  }
-  static_assert((3 * C::Stages + 1 + 2 * C::Buffers + 2 * C::Groups) * 8 <= 192);
   __device__ __forceinline__ static void init_barriers(const FusedBlock<C> &block) {
-    for (int i = 0; i < 2 * C::Buffers; i++) barrier_init(ds_full(block, i), 4 * C::Groups);
-    for (int g = 0; g < C::Groups; g++) {
-      barrier_init(dq_full(block, g), 4);
-      barrier_init(dq_empty(block, g), 1);
-    }
+    Base::init_barriers(block, C::Groups);
   }
 
-  // dq of a warpgroup on its way to memory.
-  static constexpr uint32_t kDqBytes = kGroupRows * kDqColumns * 4;
-  __device__ __forceinline__ static uint32_t dq_stage(const FusedBlock<C> &block, int group) {
-    return block.base + C::DqOffset + group * kDqBytes;
+  __device__ __forceinline__ static void add_dq(const FusedBlock<C> &block, const DqSum &sum, int group) {
+    float *tile = dq_sum_tile<C::D>(sum, block.h, block.s.q0, block.b, block.begin);
+    Base::template add_steps<1>(block, group, block.begin, tile + group * kGroupRows * kDqColumns);
   }
-
-  // Warps of the producer's warpgroup, one for each consumer warpgroup: add what that hands over.
-  __device__ __forceinline__ static void help(const FusedBlock<C> &block, const DqSum &sum) {
-    const int group = threadIdx.x / 32 - C::Groups * 4 - 1;
-    if (group >= C::Groups || threadIdx.x % 32 != 0) return;
-    float *target = dq_sum_tile<C::D>(sum, block.h, block.s.q0, block.b, block.begin) + group * kGroupRows * kDqColumns;
-    wait_for_previous();  // the accumulator's zeros
-    uint32_t parity = 0;
-    for (int n = block.begin; n < block.end; n++, parity ^= 1, target += kGroupRows * C::D) {
-      barrier_wait(dq_full(block, group), parity);
-      reduce_add_bulk(target, dq_stage(block, group), kDqBytes);
-      store_commit();
-      store_wait_read<0>();
-      barrier_arrive(dq_empty(block, group));
-    }
-    store_wait<0>();
-  }
-
-  // Buffer of a step's dS^T, and the parity of its barriers: of its first use, 0 and 0.
-  __device__ __forceinline__ int buffer(int n) const { return (n - block.begin) % C::Buffers; }
-  __device__ __forceinline__ uint32_t use(int n) const { return (n - block.begin) / C::Buffers % 2; }
 
   // dq of step n; of whatever lies there before the first.
   __device__ __forceinline__ void start_dq(float (&dq)[kDqColumns / 2], int n) const {
     if (n >= block.begin) barrier_wait(ds_full(block, buffer(n)), use(n));
     this->start_dq_product(dq, buffer(n + C::Buffers), group);
-  }
-
-  // dq of step n goes to memory by way of shared memory: its registers are soon free. Fence after it, then hand over.
-  __device__ __forceinline__ void store_dq(const float (&dq)[kDqColumns / 2], int n) const {
-    const uint32_t mine = dq_stage(block, group) + this->warp * (kDqBytes / 4) + lane * 16;
-    barrier_wait(dq_empty(block, group), (n - block.begin + 1) % 2);
-#pragma unroll
-    for (int j = 0; j < kDqColumns / 8; j++) {
-      store_shared16(mine + j * 512, make_uint4(__float_as_uint(dq[4 * j]), __float_as_uint(dq[4 * j + 1]),
-                                                __float_as_uint(dq[4 * j + 2]), __float_as_uint(dq[4 * j + 3])));
-    }
   }
 
   __device__ __forceinline__ void load_lse(float2 (&lse)[C::Rows / 8]) const {
@@ -129,16 +80,13 @@ struct WideConsumer : FusedWarpgroup<C> {
     product_wait<1>();
     keep(x);
     keep(pt);
-    if (n > block.begin) store_dq(x, n - 1);
+    if (n > block.begin) store_dq(x, n - 1 - block.begin);
     if constexpr (HasNext) start_scores_product<T, C::D, C::Rows>(x, block.k(group), block.q(slot));
     fence_async_proxy();
-    __syncwarp();
-    if (lane == 0) {
-      barrier_arrive(ds_full(block, buffer(n)));
-      if (n > block.begin) {
-        barrier_arrive(ds_empty(block, buffer(n - 1)));
-        barrier_arrive(dq_full(block, group));
-      }
+    barrier_arrive(ds_full(block, buffer(n)));
+    if (n > block.begin) {
+      barrier_arrive(ds_empty(block, buffer(n - 1)));
+      barrier_arrive(dq_full(block, group));
     }
     if constexpr (HasNext) {
       load_lse(lse);
@@ -157,8 +105,7 @@ struct WideConsumer : FusedWarpgroup<C> {
     barrier_wait(block.dout_full(slot), parity);
     this->store_ds(zeros, buffer(n));
     fence_async_proxy();
-    __syncwarp();
-    if (lane == 0) barrier_arrive(ds_full(block, buffer(n)));
+    barrier_arrive(ds_full(block, buffer(n)));
     block.release(slot);
     if (++slot == C::Stages) slot = 0, parity ^= 1;
   }
@@ -184,10 +131,9 @@ struct WideConsumer : FusedWarpgroup<C> {
     keep(x);
     keep(dk);
     keep(dv);
-    store_dq(x, block.end - 1);
+    store_dq(x, block.end - 1 - block.begin);
     fence_async_proxy();
-    __syncwarp();
-    if (lane == 0) barrier_arrive(dq_full(block, group));
+    barrier_arrive(dq_full(block, group));
   }
 
   __device__ __forceinline__ void run() {

@@ -57,7 +57,7 @@ struct KeyBlock : QueryStream<C> {
     Stream::init_step_barriers();
     for (int i = 0; i < C::Buffers; i++) {
       barrier_init(keys_full(i), 1);
-      barrier_init(keys_empty(i), 4 * C::Groups);
+      barrier_init(keys_empty(i), 128 * C::Groups);
       barrier_init(info_full(i), 1);
     }
     barrier_init_fence();
@@ -93,12 +93,12 @@ struct KeyBlock : QueryStream<C> {
     PackedRing<C::Buffers> tile;
     for (; next(info_full(tile.slot()), tile); tile.next()) {
       const uint32_t full = keys_full(tile.slot());
-      if (begin < end) {
-        Stream::load_keys(k(tile.slot(), 0), C::VOffset, full);
-      } else {
-        barrier_arrive(full);
+      if (begin >= end) {
+        barrier_arrive(full);  // the description may be replaced from here on
+        continue;
       }
-      wait_for_previous();  // the statistics
+      Stream::load_keys(k(tile.slot(), 0), C::VOffset, full);
+      wait_for_previous();              // the statistics
       Stream::load(info(tile.slot()));  // again: few registers
       ring = Stream::load_steps(ring);
     }
@@ -204,8 +204,7 @@ struct KeyConsumer {
   // Gives the tile's places of K and V back.
   __device__ __forceinline__ void release_keys() {
     fence_async_proxy();
-    __syncwarp();
-    if (lane == 0) barrier_arrive(block.keys_empty(tile.slot()));
+    barrier_arrive(block.keys_empty(tile.slot()));
     tile.next();
   }
 
@@ -222,7 +221,7 @@ struct KeyConsumer {
     for (int i = 0; i < C::D / 2; i++) dk[i] = dv[i] = 0.0f;
     walk_queries(dk, dv, begin);
     named_sync(1 + group, 128);  // every warp is done with K and V
-    block.write_keys(dk, dv, block.k(tile.slot(), group), block.v(tile.slot(), group), key);
+    block.write_keys(dk, dv, block.info(tile.slot()), block.k(tile.slot(), group), block.v(tile.slot(), group), key);
   }
 
   __device__ __forceinline__ void run() {

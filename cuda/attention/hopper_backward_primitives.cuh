@@ -339,7 +339,7 @@ __device__ __forceinline__ void write_gradient(const float (&sum)[D / 2], float 
     const int row = i % 4 * 4 + lane / 8, chunk = lane % 8;
     const uint4 x = load_shared16(mine + i / 4 * kGroupPanelBytes + row * kRowBytes + ((chunk ^ (row & 7)) << 4));
     if (warp * 16 + row < existing) {
-      *reinterpret_cast<uint4 *>(target + (warp * 16 + row) * stride + i / 4 * kPanelColumns + chunk * 8) = x;
+      __stcs(reinterpret_cast<uint4 *>(target + (warp * 16 + row) * stride + i / 4 * kPanelColumns + chunk * 8), x);
     }
   }
   __syncwarp();

@@ -82,7 +82,7 @@ struct QueryBlock : BackwardTile {
   __device__ __forceinline__ bool find(const HeadTile &at) {
     b = at.head / p.a.H;
     h = at.head - b * p.a.H;
-    s = find_sequence(p.a, b);
+    s = read_sequence(p.a, b);
     first = at.tile * C::Rows;
     begin = 0;
     end = (keys_until(first + rows() - 1) + C::Keys - 1) / C::Keys;
@@ -104,8 +104,8 @@ struct QueryBlock : BackwardTile {
     }
     for (int i = 0; i < C::Buffers; i++) {
       barrier_init(rows_full(i), 1);
-      barrier_init(rows_empty(i), 4 * C::Groups);
-      barrier_init(statistics_full(i), 3);
+      barrier_init(rows_empty(i), 128 * C::Groups);
+      barrier_init(statistics_full(i), 96);
     }
     barrier_init_fence();
   }
@@ -191,8 +191,7 @@ struct QueryBlock : BackwardTile {
           stats.delta[at + row] = found.y;
         }
       }
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) barrier_arrive(statistics_full(tile.slot()));
+      barrier_arrive(statistics_full(tile.slot()));
       if (first + C::Rows < s.nq) continue;
       for (int row = thread; row < kStatsSlack; row += 96) {
         stats.lse[at + rows() + row] = INFINITY;
@@ -350,11 +349,10 @@ struct QueryConsumer {
                               head_row<T>(a.dq, block.s.q0 + from, a.dq_stride, block.h, C::D), a.dq_stride, last + 1,
                               last + 1);
       fence_async_proxy();
-      __syncwarp();
     }
     // The statistics of the tile are read by then, or by no one: they take their place when its rows are given back.
     barrier_wait(block.statistics_full(tile.slot()), tile.parity());
-    if (lane == 0) barrier_arrive(block.rows_empty(tile.slot()));
+    barrier_arrive(block.rows_empty(tile.slot()));
   }
 
   __device__ __forceinline__ void run() {

@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(C::Threads, C::Blocks)
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   const int b = blockIdx.x / p.a.H, h = blockIdx.x - b * p.a.H;
   if (b < p.a.B && heads > 0) {
-    const Sequence s = find_sequence(p.a, b);
+    const Sequence s = read_sequence(p.a, b);
     if (s.nq <= kGroupRows && s.nk <= kGroupRows) {  // every second block, for two heads
       if (h % 2 == 0 && h + group < p.a.H && (s.nq > 0 || s.nk > 0)) {
         ShortHead<C, 1>{p, base, s, b, h + group, group}.run();

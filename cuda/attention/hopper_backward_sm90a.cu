@@ -40,10 +40,13 @@ fa_status run_key64(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
   }
 }
 
+template <class T, int D, bool Dropout>
+using Fused = FusedConfig<T, D, 3, Dropout>;
+
 template <class T, bool Dropout>
 fa_status run64(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
   if (is_short(p.a)) return launch_backward_short<ShortConfig<T, 64, 2, Dropout>>(ctx, p);
-  if (is_fused(p.a)) return launch_backward_fused<FusedConfig<T, 64, 3, Dropout>>(ctx, p, stats);
+  if (is_fused(p.a)) return launch_backward_fused<Fused<T, 64, Dropout>>(ctx, p, stats);
   FA_TRY((run_query64<T, Dropout>(ctx, p, stats)));
   return run_key64<T, Dropout>(ctx, p, stats);
 }
@@ -52,7 +55,7 @@ template <class T, bool Dropout>
 fa_status run128(fa_ctx *ctx, const Problem &p, const RowStats &stats) {
   if (is_short(p.a)) return launch_backward_short<ShortConfig<T, 128, 1, Dropout>>(ctx, p);
   if constexpr (!Dropout) {
-    using C = FusedConfig<T, 128, 3, false>;
+    using C = Fused<T, 128, false>;
     if (is_fused(p.a)) return launch_backward_fused<C, WideConsumer<C>>(ctx, p, stats);
   }
   FA_TRY((launch_backward_query<QueryConfig<T, 128, 2, Dropout ? 64 : 80, 3, 1, Dropout>>(ctx, p, stats)));
@@ -77,9 +80,11 @@ bool backward_supported(const fa_ctx *, const fa_attention_args &args) {
   return (args.D == 64 || args.D == 128) && (args.dtype == FA_BF16 || args.dtype == FA_F16);
 }
 
-int64_t backward_workspace_bytes(const fa_ctx *, const fa_attention_args &args) {
+int64_t backward_workspace_bytes(const fa_ctx *ctx, const fa_attention_args &args) {
   if (is_short(args)) return 0;
-  return is_fused(args) ? fused_workspace_bytes(args) : row_stats_bytes(args);
+  if (!is_fused(args)) return row_stats_bytes(args);
+  return args.D == 64 ? fused_workspace_bytes<Fused<__half, 64, false>>(ctx, args)
+                      : fused_workspace_bytes<Fused<__half, 128, false>>(ctx, args);
 }
 
 fa_status backward(fa_ctx *ctx, const fa_attention_args &args) {

@@ -54,7 +54,7 @@ struct QueryStream : BackwardTile {
     h = at.head - b * p.a.H;
     first = at.tile * C::Keys;
     begin = end = 0;
-    s = find_sequence(p.a, b);
+    s = read_sequence(p.a, b);
     if (s.nk <= first) return false;
     if (s.nq == 0 || s.keys <= first) return true;
     begin = first_step(first);
@@ -66,7 +66,7 @@ struct QueryStream : BackwardTile {
     for (int i = 0; i < C::Stages; i++) {
       barrier_init(q_full(i), 1);
       barrier_init(dout_full(i), 1);
-      barrier_init(empty(i), 4 * C::Groups);
+      barrier_init(empty(i), 128 * C::Groups);
     }
   }
 
@@ -127,16 +127,18 @@ struct QueryStream : BackwardTile {
     start_scores_product<T, C::D, C::Rows>(x, keys, q(at));
   }
 
-  // A consumer warp is done with a slot.
-  __device__ __forceinline__ void release(int slot) const {
-    if (threadIdx.x % 32 == 0) barrier_arrive(empty(slot));
-  }
+  // A consumer thread is done with a slot.
+  __device__ __forceinline__ void release(int slot) const { barrier_arrive(empty(slot)); }
 
-  // dk and dv of the 64 keys from `key` on, by a warpgroup through the places of their K and V.
-  __device__ __forceinline__ void write_keys(const float (&dk)[C::D / 2], const float (&dv)[C::D / 2], uint32_t k_place,
-                                             uint32_t v_place, int key) const {
+  // dk and dv of the 64 keys from `key` on of the tile described at `info`, by a warpgroup through the places of their
+  // K and V.
+  __device__ __forceinline__ void write_keys(const float (&dk)[C::D / 2], const float (&dv)[C::D / 2], uint32_t info,
+                                             uint32_t k_place, uint32_t v_place, int key) const {
     const fa_attention_args &a = p.a;
-    const Sequence s = find_sequence_again(p.a, b);
+    BackwardTile tile;  // read again: kept through the walk, it would push accumulators out to memory
+    tile.load(info);
+    const Sequence &s = tile.s;
+    const int h = tile.h;
     const int64_t row = static_cast<int64_t>(s.k0) + key;
     const int existing = s.nk - key, valid = s.keys - key;
     write_gradient<T, C::D>(dk, a.scale, k_place, head_row<T>(a.dk, row, a.dk_stride, h, C::D), a.dk_stride, existing,

@@ -61,11 +61,6 @@ __device__ __forceinline__ X fresh(X x) {
   return x;
 }
 
-// The sequence read again: kept through a walk, it would push accumulators out to memory.
-__device__ __forceinline__ Sequence find_sequence_again(const fa_attention_args &a, int b) {
-  return find_sequence(a, fresh(b));
-}
-
 // The same as find_sequence for b < B (and for no sequence at all, B = 0): every number is read before the first is
 // looked at, one wait rather than two.
 __device__ __forceinline__ Sequence read_sequence(const fa_attention_args &a, int b) {
@@ -80,6 +75,11 @@ __device__ __forceinline__ Sequence read_sequence(const fa_attention_args &a, in
   s.keys = clamp_int(key_len, 0, s.nk);
   s.shift = s.nk - s.nq;
   return s;
+}
+
+// The sequence read again: kept through a walk, it would push accumulators out to memory.
+__device__ __forceinline__ Sequence find_sequence_again(const fa_attention_args &a, int b) {
+  return find_sequence(a, fresh(b));
 }
 
 // Keys that query i sees: those below the result (which may be <= 0).
