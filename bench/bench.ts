@@ -31,6 +31,7 @@ import type { TimingOptions } from "./timing.ts";
 const LENGTHS = [200, 400, 800, 1000, 2000];
 const GPU_EPOCHS = 1000;
 const CPU_BOX_SECONDS = 5;
+const GRID = { tokens: 16_384, width: 2048 } as const; // B L and H D
 const GRID_PEERS = ["pytorch_flash2", "pytorch_cudnn"]; // eager code takes minutes at 16384
 const KINDS = ["sweep", "gemm", "kernels", "step", "parity", "bpe"] as const;
 
@@ -110,8 +111,6 @@ function sweepOptions(context: Context, options: Options): SweepOptions {
     shortest: options.shortest ?? null,
   };
 }
-
-const GRID = { tokens: 16_384, width: 2048 } as const; // B L and H D
 
 /** The grid of the FlashAttention papers, each length with its own batch size. */
 function gridOptions(options: SweepOptions): SweepOptions[] {

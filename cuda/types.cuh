@@ -147,6 +147,17 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
+// The sum of this lane's x and those of the lanes before it.
+__device__ __forceinline__ int warp_inclusive_scan(int x) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset <<= 1) {
+    const int other = __shfl_up_sync(0xffffffffu, x, offset);
+    if (lane >= offset) x += other;
+  }
+  return x;
+}
+
 // Sum over `Threads` consecutive threads (a warp, or the whole block), the same in all of them and in a fixed order.
 // `scratch` has a float for each warp of the block.
 template <int Threads>

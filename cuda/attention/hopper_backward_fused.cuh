@@ -17,8 +17,9 @@ template <class T_, int D_, int Stages_, bool Dropout_>
 struct FusedConfig {
   using T = T_;
   static constexpr int D = D_, Groups = 2, Rows = 64, Stages = Stages_;
-  static constexpr int Buffers = D == 64 ? 4 : 2;                          // of dS^T
-  static constexpr int DqBytes = Groups * kGroupRows * kPanelColumns * 4;  // of dq on its way to memory
+  static constexpr int Buffers = D == 64 ? 4 : 2;                 // of dS^T
+  static constexpr int Readers = D == 64 ? 1 : Groups;            // warpgroups that read one of them
+  static constexpr int DqBytes = kGroupRows * kPanelColumns * 4;  // a warpgroup's dq on its way to memory
   static constexpr bool Dropout = Dropout_;
   static constexpr int Panels = D / kPanelColumns;
   static constexpr int Keys = kGroupRows * Groups;
@@ -28,9 +29,11 @@ struct FusedConfig {
   static constexpr int StatsBytes = Rows * 4;
   static constexpr int VOffset = Groups * GroupBytes, QOffset = 2 * Groups * GroupBytes;
   static constexpr int DoutOffset = QOffset + Stages * TileBytes, DsOffset = DoutOffset + Stages * TileBytes;
-  static constexpr int DqOffset = DsOffset + Buffers * Groups * kGroupPanelBytes, StatsOffset = DqOffset + DqBytes;
+  static constexpr int DqOffset = DsOffset + Buffers * Groups * kGroupPanelBytes,
+                       StatsOffset = DqOffset + Groups * DqBytes;
   static constexpr int BarrierOffset = StatsOffset + 2 * Stages * StatsBytes;
-  static constexpr int InfoOffset = BarrierOffset + 208;
+  static constexpr int Barriers = 3 * Stages + 1 + 2 * Buffers + 2 * Groups;
+  static constexpr int InfoOffset = BarrierOffset + (Barriers + 1) / 2 * 16;
   static constexpr int SharedBytes = InfoOffset + BackwardTile::kBytes + 1024;  // 1024: room to align
 };
 
@@ -86,6 +89,7 @@ template <class C>
 struct FusedWarpgroup {
   using T = typename C::T;
   static constexpr int kDqColumns = kPanelColumns;  // of dq that a warpgroup makes at a time: a panel
+  static constexpr int kBoth = 3;                   // named barriers: 1, 2 of a warpgroup, then of both
   const FusedBlock<C> &block;
   const SplitTiles &split;
   const int group, warp, lane;
@@ -126,9 +130,8 @@ struct FusedWarpgroup {
 
   // ---- dq: from a warpgroup through shared memory to the accumulator ----
   // Adding from registers would keep them from other use until the last add is issued.
-  static constexpr uint32_t kDqBytes = kGroupRows * kDqColumns * 4;
   __device__ __forceinline__ static uint32_t dq_stage(const FusedBlock<C> &block, int group) {
-    return block.base + C::DqOffset + group * kDqBytes;
+    return block.base + C::DqOffset + group * C::DqBytes;
   }
   __device__ __forceinline__ static uint32_t dq_full(const FusedBlock<C> &block, int group) {
     return ds_full(block, 2 * C::Buffers + group);
@@ -137,12 +140,10 @@ struct FusedWarpgroup {
     return dq_full(block, C::Groups + group);
   }
 
-  static_assert((3 * C::Stages + 1 + 2 * C::Buffers + 2 * C::Groups) * 8 <= 208);
-  // `readers`: warpgroups that read a buffer of dS^T.
-  __device__ __forceinline__ static void init_barriers(const FusedBlock<C> &block, int readers) {
+  __device__ __forceinline__ static void init_barriers(const FusedBlock<C> &block) {
     for (int i = 0; i < C::Buffers; i++) {
       barrier_init(ds_full(block, i), 128 * C::Groups);
-      barrier_init(ds_empty(block, i), 128 * readers);
+      barrier_init(ds_empty(block, i), 128 * C::Readers);
     }
     for (int g = 0; g < C::Groups; g++) {
       barrier_init(dq_full(block, g), 128);
@@ -157,7 +158,7 @@ struct FusedWarpgroup {
     uint32_t parity = 0;
     for (int n = from; n < block.end; n += Every, parity ^= 1, target += Every * kGroupRows * C::D) {
       barrier_wait(dq_full(block, group), parity);
-      reduce_add_bulk(target, dq_stage(block, group), kDqBytes);
+      reduce_add_bulk(target, dq_stage(block, group), C::DqBytes);
       store_commit();
       store_wait_read<0>();
       barrier_arrive(dq_empty(block, group));
@@ -166,7 +167,7 @@ struct FusedWarpgroup {
 
   // The `nth` dq of the warpgroup to where add_steps() finds it. Fence after it, then hand over.
   __device__ __forceinline__ void store_dq(const float (&dq)[kDqColumns / 2], int nth) const {
-    const uint32_t mine = dq_stage(block, group) + warp * (kDqBytes / 4) + lane * 16;
+    const uint32_t mine = dq_stage(block, group) + warp * (C::DqBytes / 4) + lane * 16;
     barrier_wait(dq_empty(block, group), (nth + 1) % 2);
 #pragma unroll
     for (int j = 0; j < kDqColumns / 8; j++) {
@@ -183,12 +184,14 @@ struct FusedWarpgroup {
     }
   }
 
-  // dq = dS K of a panel's columns, as one group.
-  __device__ __forceinline__ void start_dq_product(float (&dq)[kDqColumns / 2], int buffer, int panel) const {
+  // dq = dS K of step n and a panel's columns, as one group; of whatever lies there before the first step.
+  __device__ __forceinline__ void start_dq(float (&dq)[kDqColumns / 2], int n, int panel) const {
+    if (n >= block.begin) barrier_wait(ds_full(block, buffer(n)), use(n));
+    const int from = buffer(n + C::Buffers);
     product_begin();
 #pragma unroll
     for (int g = 0; g < C::Groups; g++) {
-      const uint64_t a = descriptor_mn_major(ds(buffer, g), kGroupPanelBytes);
+      const uint64_t a = descriptor_mn_major(ds(from, g), kGroupPanelBytes);
       const uint64_t b = descriptor_mn_major(block.k(g) + panel * kGroupPanelBytes, kGroupPanelBytes);
 #pragma unroll
       for (int i = 0; i < kGroupRows / 16; i++) {
@@ -210,9 +213,9 @@ struct FusedWarpgroup {
     }
   }
 
-  // walk(dk, dv) adds the products of all steps; `both`: a named barrier of both warpgroups.
+  // walk(dk, dv) adds the products of all steps.
   template <class Walk>
-  __device__ __forceinline__ void run_walk(int both, Walk walk) {
+  __device__ __forceinline__ void run_walk(Walk walk) {
     float dk[C::D / 2], dv[C::D / 2];
 #pragma unroll
     for (int i = 0; i < C::D / 2; i++) dk[i] = dv[i] = 0.0f;
@@ -223,9 +226,9 @@ struct FusedWarpgroup {
       clear_tile_rows<C::Panels>(block.v(group), kGroupPanelBytes, valid, kGroupRows);
       fence_async_proxy();
     }
-    named_sync(both, 256);
+    named_sync(kBoth, 256);
     walk(dk, dv);
-    named_sync(both, 256);  // both are done with K and V
+    named_sync(kBoth, 256);  // both are done with K and V
     if (static_cast<int>(blockIdx.x) < split.first || complete(dk, dv)) {
       block.write_keys(dk, dv, block.base + C::InfoOffset, block.k(group), block.v(group), key);
     }
@@ -273,21 +276,12 @@ struct FusedConsumer : FusedWarpgroup<C> {
   using Base::block, Base::group, Base::lane, Base::slot, Base::parity, Base::key, Base::kDqColumns;
   using Base::buffer, Base::use, Base::ds_full, Base::ds_empty, Base::dq_full;
   using typename Base::T;
-  static constexpr int kBoth = 3;  // named barriers: 1, 2 of a warpgroup, then of both
   static_assert(C::D == kPanelColumns);
   using Base::Base;
-
-  __device__ __forceinline__ static void init_barriers(const FusedBlock<C> &block) { Base::init_barriers(block, 1); }
 
   __device__ __forceinline__ static void add_dq(const FusedBlock<C> &block, const DqSum &sum, int group) {
     const int from = block.begin + group;
     Base::template add_steps<C::Groups>(block, group, from, dq_sum_tile<C::D>(sum, block.h, block.s.q0, block.b, from));
-  }
-
-  // dq of step n; of whatever lies there before the first.
-  __device__ __forceinline__ void start_dq(float (&dq)[C::D / 2], int n) const {
-    if (n >= block.begin) barrier_wait(ds_full(block, buffer(n)), use(n));
-    this->start_dq_product(dq, buffer(n + C::Buffers), 0);
   }
 
   // dq of step n, which is made: its dS^T is free for the other warpgroup's next but three.
@@ -351,7 +345,7 @@ struct FusedConsumer : FusedWarpgroup<C> {
       this->store_ds(dst, buffer(n));
       fence_async_proxy();
       barrier_arrive(ds_full(block, buffer(n)));
-      start_dq(dq, n - 1);
+      this->start_dq(dq, n - 1, 0);
     }
     if constexpr (HasNext) {
       if constexpr (C::Dropout) {
@@ -396,11 +390,11 @@ struct FusedConsumer : FusedWarpgroup<C> {
     if (n + 1 < block.end) {
       step<first, true>(x, dp, pt, dst, dk, dv, dq, n);
       step<second, false>(x, dp, pt, dst, dk, dv, dq, n + 1);
-      if constexpr (Group == 1) start_dq(dq, n + 1);
+      if constexpr (Group == 1) this->start_dq(dq, n + 1, 0);
       finish_dq(dq, Group == 1 ? n + 1 : n);
     } else {
       step<first, false>(x, dp, pt, dst, dk, dv, dq, n);
-      if constexpr (Group == 0) start_dq(dq, n);
+      if constexpr (Group == 0) this->start_dq(dq, n, 0);
       finish_dq(dq, Group == 0 ? n : n - 1);
     }
     keep(dk);
@@ -411,9 +405,9 @@ struct FusedConsumer : FusedWarpgroup<C> {
 
   __device__ __forceinline__ void run() {
     if (group == 0) {
-      this->run_walk(kBoth, [this](auto &dk, auto &dv) { walk<0>(dk, dv); });
+      this->run_walk([this](auto &dk, auto &dv) { walk<0>(dk, dv); });
     } else {
-      this->run_walk(kBoth, [this](auto &dk, auto &dv) { walk<1>(dk, dv); });
+      this->run_walk([this](auto &dk, auto &dv) { walk<1>(dk, dv); });
     }
   }
 };
@@ -446,7 +440,7 @@ __global__ void __launch_bounds__(C::Threads, 1)
   } else {
     registers_grow<240>();
     const bool exists = block.read();
-    wait_for_previous();  // the accumulator's zeros
+    wait_for_previous();  // the zeros to which parts of tiles add
     if (exists && block.begin < block.end) {
       Consumer(block, split, role).run();
     } else if (exists) {

@@ -21,24 +21,13 @@ struct WideConsumer : FusedWarpgroup<C> {
   using typename Base::T;
   // Column groups whose delta is loaded before dP is waited for: as many as registers allow.
   static constexpr int kEarly = std::is_same_v<T, __nv_bfloat16> ? 4 : 2;
-  static constexpr int kBoth = 3;  // named barriers: 1, 2 of a warpgroup, then of both
   static_assert(C::D == C::Groups * kDqColumns && kDqColumns == C::Rows);
   static_assert(!C::Dropout, "dS is made of P as it was packed");
   using Base::Base;
 
-  __device__ __forceinline__ static void init_barriers(const FusedBlock<C> &block) {
-    Base::init_barriers(block, C::Groups);
-  }
-
   __device__ __forceinline__ static void add_dq(const FusedBlock<C> &block, const DqSum &sum, int group) {
     float *tile = dq_sum_tile<C::D>(sum, block.h, block.s.q0, block.b, block.begin);
     Base::template add_steps<1>(block, group, block.begin, tile + group * kGroupRows * kDqColumns);
-  }
-
-  // dq of step n; of whatever lies there before the first.
-  __device__ __forceinline__ void start_dq(float (&dq)[kDqColumns / 2], int n) const {
-    if (n >= block.begin) barrier_wait(ds_full(block, buffer(n)), use(n));
-    this->start_dq_product(dq, buffer(n + C::Buffers), group);
   }
 
   __device__ __forceinline__ void load_lse(float2 (&lse)[C::Rows / 8]) const {
@@ -60,7 +49,7 @@ struct WideConsumer : FusedWarpgroup<C> {
       probabilities_of<T, C::Rows, false>(j, x, pt, lse[j], block.p.scale_log2, {});
     }
     start_sum_product<T, C::D, C::Rows>(dv, pt, block.dout(slot));
-    start_dq(x, n - 1);
+    this->start_dq(x, n - 1, group);
     float2 delta[kEarly];
 #pragma unroll
     for (int j = 0; j < kEarly; j++) delta[j] = load_query_values(block.delta(slot), j);
@@ -126,7 +115,7 @@ struct WideConsumer : FusedWarpgroup<C> {
       for (; n + 1 < block.end; n++) step<true>(x, lse, dk, dv, n);
       step<false>(x, lse, dk, dv, n);
     }
-    start_dq(x, block.end - 1);
+    this->start_dq(x, block.end - 1, group);
     product_wait<0>();
     keep(x);
     keep(dk);
@@ -137,7 +126,7 @@ struct WideConsumer : FusedWarpgroup<C> {
   }
 
   __device__ __forceinline__ void run() {
-    this->run_walk(kBoth, [this](auto &dk, auto &dv) { walk(dk, dv); });
+    this->run_walk([this](auto &dk, auto &dv) { walk(dk, dv); });
   }
 };
 

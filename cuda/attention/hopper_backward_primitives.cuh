@@ -10,6 +10,7 @@
 #include "hopper_tensor_map.cuh"
 #include "hopper_wgmma.cuh"
 #include "problem.cuh"
+#include "rows.cuh"
 
 namespace fa::hopper {
 
@@ -118,19 +119,25 @@ __device__ __forceinline__ int64_t row_stats_start(const RowStats &stats, int h,
   return h * stats.stride + (q0 + 3) / 4 * 4 + static_cast<int64_t>(kStatsSlack + 4) * b;
 }
 
-template <class T>
-__device__ __forceinline__ float dot8(const uint4 &a, const uint4 &b) {
-  const uint32_t x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const float2 u = Half2<T>::unpack(x[i]), v = Half2<T>::unpack(y[i]);
-    sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
-  }
-  return sum;
-}
+// What a block of a kernel that walks is: its problem, its tile, and its shared memory from `base` on.
+template <class C, class Maps>
+struct BackwardBlock : BackwardTile {
+  using T = typename C::T;
+  const Problem &p;
+  const Maps &maps;
+  const RowStats &stats;
+  const uint32_t base;
 
-__device__ __forceinline__ float scaled_lse(float lse) { return lse == -INFINITY ? INFINITY : lse * kLog2e; }
+  __device__ __forceinline__ BackwardBlock(const Problem &p, const Maps &maps, const RowStats &stats, uint32_t base)
+      : p(p), maps(maps), stats(stats), base(base) {}
+
+  // A head and its sequence.
+  __device__ __forceinline__ void find_head(int head) {
+    b = head / p.a.H;
+    h = head - b * p.a.H;
+    s = read_sequence(p.a, b);
+  }
+};
 
 // ---- shared memory -------------------------------------------------------------------------------------------------
 

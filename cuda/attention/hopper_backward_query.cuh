@@ -40,15 +40,12 @@ struct QueryMaps {
 };
 
 template <class C>
-struct QueryBlock : BackwardTile {
-  using T = typename C::T;
-  const Problem &p;
-  const QueryMaps &maps;
-  const RowStats &stats;
-  const uint32_t base;
-
-  __device__ __forceinline__ QueryBlock(const Problem &p, const QueryMaps &maps, const RowStats &stats, uint32_t base)
-      : p(p), maps(maps), stats(stats), base(base) {}
+struct QueryBlock : BackwardBlock<C, QueryMaps> {
+  using Block = BackwardBlock<C, QueryMaps>;
+  using Block::b, Block::h, Block::s, Block::first, Block::begin, Block::end;
+  using Block::Block, Block::load, Block::store;
+  using Block::p, Block::maps, Block::stats, Block::base;
+  using typename Block::T;
 
   __device__ __forceinline__ uint32_t rows_of(int kind, int buffer, int group) const {
     return base + (kind * C::Buffers + buffer) * C::RowsBytes + group * C::GroupBytes;
@@ -80,9 +77,7 @@ struct QueryBlock : BackwardTile {
 
   // False where the tile has no rows.
   __device__ __forceinline__ bool find(const HeadTile &at) {
-    b = at.head / p.a.H;
-    h = at.head - b * p.a.H;
-    s = read_sequence(p.a, b);
+    Block::find_head(at.head);
     first = at.tile * C::Rows;
     begin = 0;
     end = (keys_until(first + rows() - 1) + C::Keys - 1) / C::Keys;

@@ -24,15 +24,12 @@ fa_status make_key_maps(fa_ctx *ctx, const fa_attention_args &a, KeyMaps *maps) 
 
 // C gives the shapes: Rows queries a step, Stages of them under way, and where they lie in shared memory.
 template <class C>
-struct QueryStream : BackwardTile {
-  using T = typename C::T;
-  const Problem &p;
-  const KeyMaps &maps;
-  const RowStats &stats;
-  const uint32_t base;
-
-  __device__ __forceinline__ QueryStream(const Problem &p, const KeyMaps &maps, const RowStats &stats, uint32_t base)
-      : p(p), maps(maps), stats(stats), base(base) {}
+struct QueryStream : BackwardBlock<C, KeyMaps> {
+  using Block = BackwardBlock<C, KeyMaps>;
+  using Block::b, Block::h, Block::s, Block::first, Block::begin, Block::end;
+  using Block::Block;
+  using Block::p, Block::maps, Block::stats, Block::base;
+  using typename Block::T;
 
   __device__ __forceinline__ uint32_t q(int slot) const { return base + C::QOffset + slot * C::TileBytes; }
   __device__ __forceinline__ uint32_t dout(int slot) const { return base + C::DoutOffset + slot * C::TileBytes; }
@@ -50,11 +47,9 @@ struct QueryStream : BackwardTile {
   // A tile of C::Keys keys. False where it has none. It has no steps where none of them counts, or the sequence has no
   // query.
   __device__ __forceinline__ bool find(const HeadTile &at) {
-    b = at.head / p.a.H;
-    h = at.head - b * p.a.H;
     first = at.tile * C::Keys;
     begin = end = 0;
-    s = read_sequence(p.a, b);
+    Block::find_head(at.head);
     if (s.nk <= first) return false;
     if (s.nq == 0 || s.keys <= first) return true;
     begin = first_step(first);

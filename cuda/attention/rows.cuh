@@ -52,6 +52,23 @@ __device__ __forceinline__ void write_zero_rows(void *base, int64_t stride, int6
 
 // ---- statistics of each row, and the accumulator's zeros ------------------------------------------------------------
 
+template <class T>
+__device__ __forceinline__ float dot8(const uint4 &a, const uint4 &b) {
+  const uint32_t x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 u = Half2<T>::unpack(x[i]), v = Half2<T>::unpack(y[i]);
+    sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
+  }
+  return sum;
+}
+
+// lse * log2(e). A row without a key has probabilities 0: exp2(x - inf).
+__device__ __forceinline__ float scaled_lse(float lse) {
+  return lse == -CUDART_INF_F ? CUDART_INF_F : lse * kLog2e;
+}
+
 template <class T, int lanes>
 __global__ void __launch_bounds__(256)
     stats_kernel(const __grid_constant__ Problem p, float2 *stats, float4 *zeros, int64_t zero_count) {
@@ -69,20 +86,13 @@ __global__ void __launch_bounds__(256)
       const uint4 o = *reinterpret_cast<const uint4 *>(head_row<T>(p.a.out, row, p.a.out_stride, h, p.a.D) + lane * 8);
       const uint4 g = *reinterpret_cast<const uint4 *>(head_row<T>(p.a.dout, row, p.a.dout_stride, h,
           p.a.D) + lane * 8);
-      const uint32_t os[4] = {o.x, o.y, o.z, o.w}, gs[4] = {g.x, g.y, g.z, g.w};
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float2 x = Half2<T>::unpack(os[i]), y = Half2<T>::unpack(gs[i]);
-        sum = fmaf(x.x, y.x, fmaf(x.y, y.y, sum));
-      }
+      sum = dot8<T>(o, g);
     }
 #pragma unroll
     for (int offset = lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
     if (lane == 0 && unit < units) {
       const int64_t at = static_cast<int64_t>(h) * p.a.rows_q + row;
-      const float lse = p.a.lse[at];
-      // A row without a key has probabilities 0: exp2(x - inf).
-      stats[at] = make_float2(lse == -CUDART_INF_F ? CUDART_INF_F : lse * kLog2e, sum);
+      stats[at] = make_float2(scaled_lse(p.a.lse[at]), sum);
     }
   }
 }

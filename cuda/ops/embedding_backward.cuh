@@ -182,12 +182,7 @@ __device__ __forceinline__ void list_heavy(OwnerShared &shared, const EmbeddingB
   const bool heavy = count > most_light;
   const int own_pieces = heavy ? (count + piece_rows - 1) / piece_rows : 0;
   const unsigned heavies = __ballot_sync(0xffffffffu, heavy);
-  int pieces = own_pieces;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset <<= 1) {
-    const int other = __shfl_up_sync(0xffffffffu, pieces, offset);
-    if (lane >= offset) pieces += other;
-  }
+  int pieces = warp_inclusive_scan(own_pieces);
   if (lane == 31 && local < most_owned) shared.heavy[warp] = __popc(heavies), shared.pieces[warp] = pieces;
   __syncthreads();
   if (local >= most_owned) return;
@@ -305,12 +300,7 @@ __device__ __forceinline__ PieceCount count_pieces(HeavyShared &shared, const Em
   PieceCount c{static_cast<int>(threadIdx.x) * each, 0, 0, 0, 0};
   c.last_owner = min(c.first_owner + each, a.owners);
   for (int o = c.first_owner; o < c.last_owner; o++) c.mine += a.head[o].y;
-  int inclusive = c.mine;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset <<= 1) {
-    const int other = __shfl_up_sync(0xffffffffu, inclusive, offset);
-    if (lane >= offset) inclusive += other;
-  }
+  const int inclusive = warp_inclusive_scan(c.mine);
   if (lane == 31) shared.before[warp] = inclusive;
   __syncthreads();
   c.begin = inclusive - c.mine;

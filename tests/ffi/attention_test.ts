@@ -140,6 +140,8 @@ function columns(x: Float32Array, pitch: number, first: number, width: number): 
   );
 }
 
+const RESULTS = ["out", "lse", "dq", "dk", "dv"] as const;
+
 interface Result {
   out: Float32Array;
   lse: Float32Array;
@@ -269,7 +271,6 @@ function tolerances(
   exact: Solution,
   dtype: DType,
 ): (form: AttentionForm) => Record<keyof Result, number> {
-  const names = ["out", "lse", "dq", "dk", "dv"] as const;
   const u = unitRoundoff(dtype);
   const score = largest(exact.lse);
   const rough = dtype === "f32" ? exact : solve(problem, roundNumber(dtype));
@@ -280,7 +281,7 @@ function tolerances(
       if (dtype === "f32" || (name === "lse" && form !== "dotscale")) return float;
       return 2 * difference(rough[name], exact[name]) + 2 * u * (size + 0.3) + float;
     };
-    return Object.fromEntries(names.map((name) => [name, limit(name)])) as Record<keyof Result, number>;
+    return Object.fromEntries(RESULTS.map((name) => [name, limit(name)])) as Record<keyof Result, number>;
   };
 }
 
@@ -290,7 +291,7 @@ function assertClose(
   exact: Solution,
   limits: Record<keyof Result, number>,
 ): void {
-  for (const name of ["out", "lse", "dq", "dk", "dv"] as const) {
+  for (const name of RESULTS) {
     const error = difference(result[name], exact[name]);
     assert(error <= limits[name], `${label}: ${name} is off by ${error}, limit ${limits[name]}`);
   }
@@ -437,7 +438,7 @@ for (const form of ATTENTION_FORMS) {
     const first = run(context, form, main, problem);
     for (let repeat = 0; repeat < REPEATS; repeat++) {
       const again = run(context, form, main, problem);
-      for (const name of ["out", "lse", "dq", "dk", "dv"] as const) {
+      for (const name of RESULTS) {
         assertEquals(difference(again[name], first[name]), 0, `${name}, repeat ${repeat}`);
       }
     }
@@ -498,7 +499,7 @@ Deno.test("attention: the three forms agree with each other", () => {
   const [first, ...others] = ATTENTION_FORMS.map((form) => run(context, form, main, problem));
   assert(first);
   for (const other of others) {
-    for (const name of ["out", "lse", "dq", "dk", "dv"] as const) {
+    for (const name of RESULTS) {
       assert(difference(first[name], other[name]) <= 2 * limits("dotscale")[name], name);
     }
   }
@@ -521,7 +522,7 @@ for (const c of LONG) {
     for (const form of ATTENTION_FORMS) {
       const ordered = run(context, form, main, problem);
       const free = run(context, form, main, problem, { deterministic: false });
-      for (const name of ["out", "lse", "dq", "dk", "dv"] as const) {
+      for (const name of RESULTS) {
         const error = difference(free[name], ordered[name]);
         const limit = (main === "f32" ? 100 : 6) * unitRoundoff(main) * Math.max(largest(ordered[name]), 1);
         assert(error <= limit, `${form}: ${name} is off by ${error}, limit ${limit}`);
